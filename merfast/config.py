@@ -1,0 +1,203 @@
+"""The engine's options and the bundle's `config.json`, as frozen dataclasses that check themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from merfast.errors import BundleError, ConfigError
+from merfast.types import EMOTIONS, SAMPLE_RATE
+
+FORMAT_VERSION = 1
+STRUCTURES = ("flat", "hierarchical", "guided")
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": ("auto", "fp32"),
+    "decoder": ("auto", "pyav", "decord"),
+    "detector": ("auto", "yunet", "haar", "none"),
+    "kernels": ("auto", "reference", "cpp", "cpp-generic", "cpp-avx2", "cpp-avx512"),
+    "faces": ("main", "all"),
+}
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Options of `Engine`; see there. An explicit choice succeeds or raises, only "auto" may fall back."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    decoder: str = "auto"
+    detector: str = "auto"
+    detector_model: Path | None = None
+    kernels: str = "auto"
+    faces: str = "main"
+    threads: int | None = None
+    batch_seconds: float = 240.0
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
+        if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdigit():
+            raise ConfigError(f"device: got {self.device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads: got {self.threads}, expected at least 1")
+        if not self.batch_seconds > 0:
+            raise ConfigError(f"batch_seconds: got {self.batch_seconds}, expected seconds above 0")
+        if self.detector_model is not None and self.detector not in ("auto", "yunet"):
+            raise ConfigError(f"detector_model: is a YuNet file, but detector is {self.detector!r}")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How media becomes encoder input: rates in Hz, sizes in pixels, times in seconds."""
+
+    sample_rate: int = SAMPLE_RATE
+    frame_rate: float = 5.0  # face crops a second, at most
+    crop_size: int = 64  # pixels, square
+    face_scale: float = 1.0  # side of the crop over the side of the detector-independent face box
+    max_window: float = 16.0  # longest stretch that one prediction is made from
+    silence: float = 1e-4  # peak below which a window's audio counts as silent, full scale = 1
+
+    def check(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if not (math.isfinite(value) and value > 0):
+                raise BundleError(f"config preprocessing.{f.name}: got {value}, expected above 0")
+        if self.sample_rate != SAMPLE_RATE:
+            raise BundleError(f"config preprocessing.sample_rate: got {self.sample_rate}, expected {SAMPLE_RATE}")
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """One encoder: its name, the modality it reads, its kind, the width of its features, and its own options."""
+
+    name: str
+    modality: str
+    encoder: str
+    dim: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        if self.modality not in ("audio", "video"):
+            raise BundleError(f"config stream {self.name!r}: got modality {self.modality!r}, expected audio or video")
+        if self.dim < 1:
+            raise BundleError(f"config stream {self.name!r}: got dim {self.dim}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Widths of the fused model, its structures, and their weights in the average (uniform if empty)."""
+
+    dim: int = 128
+    attention_dim: int = 64
+    heads: int = 4
+    valence_dim: int = 64
+    structures: tuple[str, ...] = STRUCTURES
+    weights: tuple[float, ...] = ()
+
+    def check(self) -> None:
+        if min(self.dim, self.attention_dim, self.heads, self.valence_dim) < 1 or self.dim % self.heads:
+            raise BundleError(f"config fusion: expected positive widths, dim a multiple of heads, got {self}")
+        if not self.structures or len(set(self.structures)) < len(self.structures):
+            raise BundleError(f"config fusion.structures: got {self.structures}, expected distinct names")
+        if unknown := [s for s in self.structures if s not in STRUCTURES]:
+            raise BundleError(f"config fusion.structures: got {unknown}, expected of {', '.join(STRUCTURES)}")
+        fits = len(self.weights) == len(self.structures) and min(self.weights) >= 0 and 0 < sum(self.weights) < math.inf
+        if self.weights and not fits:
+            raise BundleError(f"config fusion.weights: got {self.weights}, expected one per structure, none below 0")
+
+    @property
+    def mix(self) -> tuple[float, ...]:
+        """Weights of the structures in the average, summing to 1."""
+        raw = self.weights or (1.0,) * len(self.structures)
+        return tuple(w / sum(raw) for w in raw)
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """`config.json` of a bundle."""
+
+    name: str
+    trained: bool
+    streams: tuple[StreamConfig, ...]
+    format_version: int = FORMAT_VERSION
+    labels: tuple[str, ...] = EMOTIONS
+    preprocessing: Preprocessing = Preprocessing()
+    fusion: FusionConfig = FusionConfig()
+    licence: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.labels != EMOTIONS:
+            raise BundleError(f"config labels: got {list(self.labels)}, expected {list(EMOTIONS)}")
+        names = [s.name for s in self.streams]
+        if not names or len(set(names)) < len(names):
+            raise BundleError(f"config streams: got names {names}, expected at least one, all distinct")
+        self.preprocessing.check()
+        self.fusion.check()
+        for stream in self.streams:
+            stream.check()
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BundleConfig:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            BundleError: another format version, an unknown, missing or mistyped entry.
+        """
+        version = data.get("format_version")
+        if version != FORMAT_VERSION:
+            raise BundleError(f"config format_version: got {version!r}, expected {FORMAT_VERSION}")
+        values = dict(data)
+        streams = values.pop("streams", None)
+        if not isinstance(streams, list):
+            raise BundleError(f"config streams: got {type(streams).__name__}, expected a list")
+        values["streams"] = tuple(_build(StreamConfig, s, "stream") for s in streams)
+        values["preprocessing"] = _build(Preprocessing, values.get("preprocessing", {}), "preprocessing")
+        values["fusion"] = _build(FusionConfig, values.get("fusion", {}), "fusion")
+        return _build(cls, values, "config")
+
+
+_T = TypeVar("_T")
+
+
+def _build(cls: type[_T], data: Any, where: str) -> _T:
+    if not isinstance(data, Mapping):
+        raise BundleError(f"config {where}: got {type(data).__name__}, expected an object")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - set(fields)):
+        raise BundleError(f"config {where}: got unknown entries {unknown}, expected of {sorted(fields)}")
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        kind = str(fields[name].type)
+        if isinstance(value, list):
+            value = tuple(value)
+        values[name] = _checked(value, kind, f"{where}.{name}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise BundleError(f"config {where}: {error}") from None
+
+
+def _checked(value: Any, kind: str, where: str) -> Any:
+    expected: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+    wanted = expected.get(kind)
+    wrong = wanted is not None and (not isinstance(value, wanted) or (kind != "bool" and isinstance(value, bool)))
+    if kind.startswith("tuple"):
+        inner = expected.get(kind.removeprefix("tuple[").split(",")[0], object)
+        wrong = not isinstance(value, tuple) or not all(isinstance(v, inner) for v in value)
+    if kind.startswith("dict"):
+        wrong = not isinstance(value, Mapping)
+    if wrong:
+        raise BundleError(f"config {where}: got {value!r}, expected {kind}")
+    return value

@@ -1,0 +1,291 @@
+"""`Engine`: raw media in, predictions out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from merfast import bundle as bundles
+from merfast.config import EngineConfig
+from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
+from merfast.media.decode import Source, source_name
+from merfast.media.windows import WindowSpec
+from merfast.models.model import inputs_of
+from merfast.ops import afg_cpu
+from merfast.pipeline import ItemReader, Prefetch, prefetch_each
+from merfast.plan import Plan, make_plan
+from merfast.types import EMOTIONS, Batch, Failure, Prediction, Window, combine
+
+_QUEUED_WINDOWS = 4  # of one item, read ahead of the model
+_TIMELINE_BATCH = 8  # windows that a timeline predicts at a time
+
+
+@dataclass
+class _Item:
+    """An item on its way: groups of predictions, one group for each window, None until predicted."""
+
+    reader: ItemReader
+    groups: list[list[Prediction | None]] = field(default_factory=list)
+
+
+class Engine:
+    """Predicts emotion and valence from talking-face media; safe to use from many threads.
+
+    Args:
+        bundle: a bundle directory; None is the packaged mini bundle.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "auto" or "fp32".
+        decoder: "auto", "pyav" or "decord".
+        detector: of faces: "auto" (YuNet if its file is at hand, else Haar), "yunet", "haar", or "none" for voice only.
+        detector_model: YuNet's ONNX file.
+        kernels: "auto", "reference", "cpp" (the widest vectors here), or "cpp-generic", "cpp-avx2", "cpp-avx512".
+        faces: "main" predicts the main face of each item, "all" every face.
+        threads: CPU threads for decoding and for kernels; None leaves it to the number of cores. The encoders follow
+            `torch.set_num_threads`, which is the caller's to set.
+        batch_seconds: how many seconds of media go through the model at a time, at most (but one window at least).
+
+    Raises:
+        ConfigError: an option has a value that does not exist.
+        BundleError: the bundle is not one.
+        UnavailableError: something chosen explicitly does not exist here.
+
+    Warns:
+        UntrainedWarning: the bundle's weights are untrained.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path | None = None,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        decoder: str = "auto",
+        detector: str = "auto",
+        detector_model: str | Path | None = None,
+        kernels: str = "auto",
+        faces: str = "main",
+        threads: int | None = None,
+        batch_seconds: float = 240.0,
+    ) -> None:
+        self.config = EngineConfig(
+            device=device,
+            precision=precision,
+            decoder=decoder,
+            detector=detector,
+            detector_model=None if detector_model is None else Path(detector_model),
+            kernels=kernels,
+            faces=faces,
+            threads=threads,
+            batch_seconds=batch_seconds,
+        )
+        self.bundle = bundles.load(bundle)
+        if not self.bundle.config.trained:
+            message = f"bundle {self.bundle.config.name!r} is untrained: its predictions mean nothing"
+            warnings.warn(message, UntrainedWarning, stacklevel=2)
+        self.plan: Plan = make_plan(self.config, self.bundle.config)
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._device = torch.device(self.plan.choice("device"))
+        self._model = self.bundle.model.to(self._device)
+        kernel = self.plan.choice("afg")
+        if kernel.startswith("cpp-"):
+            isa = kernel.removeprefix("cpp-")
+            self._model.accelerate(partial(afg_cpu.prepare, isa=isa, threads=self._threads))
+
+    def __repr__(self) -> str:
+        return f"Engine({self.bundle.config.name!r}, {self.plan.choice('device')})"
+
+    def predict(
+        self,
+        items: Iterable[Source],
+        *,
+        on_error: Literal["raise", "return"] = "raise",
+        faces: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Prediction | Failure]:
+        """Predict a batch of items; the result of one does not depend on the others.
+
+        Args:
+            items: paths, URLs, bytes, binary files, or `Clip`s; each is read once, several at a time.
+            on_error: "raise" raises the first item's error; "return" puts a `Failure` in its place.
+            faces: "main" or "all", instead of the engine's own.
+            progress: called with the number of items done so far, from the calling thread.
+
+        Returns:
+            One `Prediction` for each item, in order. Media longer than the bundle's longest window are cut, and the
+            parts' average, weighted by duration, is returned with the parts in `windows`.
+
+        Raises:
+            ConfigError: items is no collection, or an option does not exist.
+            MediaError: an item cannot be read, or holds neither a face nor sound (with `on_error="raise"`).
+        """
+        if isinstance(items, (str, bytes, Path)) or not isinstance(items, Iterable):
+            raise ConfigError(f"items: got {type(items).__name__}, expected a list, as in predict([item])")
+        if on_error not in ("raise", "return"):
+            raise ConfigError(f"on_error: got {on_error!r}, expected 'raise' or 'return'")
+        sources = list(items)
+        longest = self.bundle.config.preprocessing.max_window
+        readers = self._readers(sources, WindowSpec(longest, longest), faces)
+        results: list[Prediction | Failure] = []
+        for result in self._predict_readers(readers, go_on=on_error == "return"):
+            if isinstance(result, Failure) and on_error == "raise":
+                raise result.error
+            results.append(result)
+            if progress is not None:
+                progress(len(results))
+        return results
+
+    def timeline(
+        self, item: Source, *, window: float = 4.0, hop: float = 1.0, faces: str | None = None
+    ) -> Iterator[Prediction]:
+        """Predict windows of one item, lazily and in order; memory does not grow with its length.
+
+        Args:
+            item: as for `predict`.
+            window: length of a window in seconds, up to the bundle's longest.
+            hop: seconds from one window's start to the next.
+            faces: "main" or "all", instead of the engine's own.
+
+        Returns:
+            An iterator of predictions with `start` and `end`. The last window ends with the media. A window with
+            neither face nor sound has `emotion` None. Closing the iterator stops the reading.
+
+        Raises:
+            ConfigError: window or hop is out of range.
+            MediaError: the item cannot be read (on iteration).
+        """
+        longest = self.bundle.config.preprocessing.max_window
+        if not 0 < window <= longest:
+            raise ConfigError(f"window: got {window} s, expected above 0 and up to the bundle's {longest} s")
+        if not hop > 0:
+            raise ConfigError(f"hop: got {hop} s, expected above 0")
+        (reader,) = self._readers([item], WindowSpec(window, hop), faces)
+        return self._timeline(reader)
+
+    def _timeline(self, reader: ItemReader) -> Iterator[Prediction]:
+        stage = Prefetch(iter(reader), 2 * _TIMELINE_BATCH)
+        try:
+            groups = iter(stage)
+            while ready := list(islice(groups, _TIMELINE_BATCH)):
+                predictions = iter(self._predict_windows([(reader.name, w) for group in ready for w in group]))
+                for group in ready:
+                    main, *others = islice(predictions, len(group))
+                    yield replace(main, others=tuple(others))
+        finally:
+            stage.close()
+
+    def _readers(self, sources: Sequence[Source], spec: WindowSpec, faces: str | None) -> list[ItemReader]:
+        every = replace(self.config, faces=faces).faces if faces is not None else self.config.faces
+        threads = self._threads if len(sources) == 1 else 1
+        return [
+            ItemReader(
+                source,
+                source_name(source, i),
+                self.plan,
+                self.bundle.config.preprocessing,
+                spec,
+                every_face=every == "all",
+                threads=threads,
+            )
+            for i, source in enumerate(sources)
+        ]
+
+    def _predict_readers(self, readers: Sequence[ItemReader], *, go_on: bool) -> Iterator[Prediction | Failure]:
+        """One result for each reader, in order; windows of several items share a pass through the model."""
+        done: list[tuple[_Item, MerfastError | None]] = []
+        waiting: list[tuple[_Item, int, int, Window]] = []  # item, group, place in the group
+        cost = 0.0
+
+        def flush() -> Iterator[Prediction | Failure]:
+            for (item, g, p, _), prediction in zip(
+                waiting, self._predict_windows([(i.reader.name, w) for i, _, _, w in waiting]), strict=True
+            ):
+                item.groups[g][p] = prediction
+            waiting.clear()
+            yield from (_finish(item, error) for item, error in done)
+            done.clear()
+
+        opened = prefetch_each(readers, iter, ahead=2 * self._threads, size=_QUEUED_WINDOWS)
+        try:
+            for reader, groups in opened:
+                item, error = _Item(reader), None
+                try:
+                    for group in groups:
+                        item.groups.append([None] * len(group))
+                        waiting += [(item, len(item.groups) - 1, p, w) for p, w in enumerate(group)]
+                        cost += sum(w.end - w.start for w in group)
+                        if cost >= self.config.batch_seconds:
+                            yield from flush()
+                            cost = 0.0
+                except MerfastError as failure:
+                    if not go_on:
+                        raise
+                    error = failure
+                done.append((item, error))
+            yield from flush()
+        finally:
+            opened.close()  # type: ignore[attr-defined]
+
+    def _predict_windows(self, windows: Sequence[tuple[str, Window]]) -> list[Prediction]:
+        """Predict windows of the named sources, in order; those with neither modality get NaN."""
+        full = [w for _, w in windows if w.modalities]
+        results: Iterator[tuple[np.ndarray, float]] = iter(self._run(full))
+        nothing = np.full(len(EMOTIONS), np.nan, dtype=np.float32), float("nan")
+        return [_prediction(name, w, *(next(results) if w.modalities else nothing)) for name, w in windows]
+
+    def _run(self, windows: Sequence[Window]) -> list[tuple[np.ndarray, float]]:
+        """Posterior `[6]` and valence of each window, in passes of at most `batch_seconds`."""
+        out: list[tuple[np.ndarray, float]] = []
+        rest = list(windows)
+        while rest:
+            ends = np.cumsum([w.end - w.start for w in rest])
+            count = max(1, int(np.searchsorted(ends, self.config.batch_seconds, side="right")))
+            with torch.inference_mode():
+                audio, crops = inputs_of(Batch.pack(rest[:count]), self._device)
+                posterior, valence = self._model(audio, crops)
+                out += zip(posterior.float().cpu().numpy(), valence.float().cpu().tolist(), strict=True)
+            del rest[:count]
+        return out
+
+
+def _prediction(name: str, window: Window, posterior: np.ndarray, valence: float) -> Prediction:
+    return Prediction(
+        source=name,
+        start=window.start,
+        end=window.end,
+        emotion=EMOTIONS[int(posterior.argmax())] if window.modalities else None,
+        probabilities=posterior.copy(),
+        valence=valence,
+        modalities=window.modalities,
+        face_coverage=len(window.crops) / window.sampled if window.sampled else 0.0,
+        missing=window.missing,
+        track=window.track,
+    )
+
+
+def _finish(item: _Item, error: MerfastError | None) -> Prediction | Failure:
+    """An item's windows as one prediction."""
+    name = item.reader.name
+    if error is not None:
+        return Failure(name, error)
+    groups = [[p for p in group if p is not None] for group in item.groups]
+    mains = [group[0] for group in groups]
+    if all(p.emotion is None for p in mains):
+        why = "; ".join(sorted({f"{m}: {reason}" for p in mains for m, reason in p.missing.items()}))
+        return Failure(name, MediaError(name, f"holds nothing to predict from ({why})"))
+    tracks: dict[int | None, list[Prediction]] = {}
+    for group in groups:
+        for other in group[1:]:
+            tracks.setdefault(other.track, []).append(other)
+    others = [combine(parts) if len(parts) > 1 else parts[0] for parts in tracks.values()]
+    others.sort(key=lambda p: -p.face_coverage * (p.end - p.start))
+    whole = mains[0] if len(mains) == 1 else combine(mains, windows=tuple(mains))
+    return replace(whole, others=tuple(others), warnings=tuple(item.reader.warnings))

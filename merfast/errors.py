@@ -1,0 +1,40 @@
+"""Everything merfast raises on purpose derives from `MerfastError`."""
+
+from __future__ import annotations
+
+
+class MerfastError(Exception):
+    """Base class of all errors that merfast raises on purpose."""
+
+
+class ConfigError(MerfastError, ValueError):
+    """An option or argument has a value that merfast cannot work with."""
+
+
+class MediaError(MerfastError):
+    """An item cannot be turned into a prediction; the message starts with the item's name.
+
+    Args:
+        source: name of the item, as given by the caller.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[MediaError], tuple[str, str]]:
+        return type(self), (self.source, self.reason)
+
+
+class BundleError(MerfastError):
+    """A model directory is missing, incomplete, or not what its config says."""
+
+
+class UnavailableError(MerfastError):
+    """An explicitly chosen device, kernel, decoder or detector does not exist here."""
+
+
+class UntrainedWarning(UserWarning):
+    """The loaded bundle has untrained weights: its predictions mean nothing."""

@@ -1,0 +1,1 @@
+"""From any media to timed arrays: decoding, audio, faces, windows."""

@@ -1,0 +1,98 @@
+"""Audio of any rate to 16 kHz mono float32 on the media's clock."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+from merfast.media.decode import AudioChunk
+from merfast.types import SAMPLE_RATE, FloatArray, check_finite
+
+GAP = 0.1
+"""Seconds that a timestamp may run ahead of the samples counted so far before it counts as a gap in the recording."""
+
+
+class AudioTrack:
+    """Resamples consecutive blocks of one recording with soxr.
+
+    Timestamps place the first sample, and the first after a gap; in between samples are counted, as the timestamps of
+    compressed audio are rounded. Gaps stay out of the output: the next chunk starts later.
+
+    Args:
+        name: what messages call the source.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._rate = 0
+        self._stream: soxr.ResampleStream | None = None
+        self._origin = 0.0  # seconds, of the first sample of this stretch
+        self._pushed = 0  # input samples of this stretch
+        self._emitted = 0  # output samples of this stretch
+        self.end = 0.0  # seconds, of the last sample pushed
+
+    def push(self, samples: npt.NDArray[np.float32], rate: int, time: float | None) -> list[AudioChunk]:
+        """Add mono samples `[N]` at `rate` Hz that start at `time` seconds, or where the last ended if None.
+
+        Raises:
+            MediaError: a sample is NaN or infinite.
+        """
+        check_finite(self._name, samples)
+        out: list[AudioChunk] = []
+        gap = time is not None and time - self.end > GAP
+        if rate != self._rate or gap:
+            out += self.flush()
+            self._origin = self.end if time is None or (self._rate and not gap) else time
+            self._rate, self._pushed, self._emitted = rate, 0, 0
+            self._stream = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+        self._pushed += len(samples)
+        self.end = self._origin + self._pushed / rate
+        ready = samples if self._stream is None else self._stream.resample_chunk(samples)
+        return out + self._emit(ready)
+
+    def flush(self) -> list[AudioChunk]:
+        """The samples still inside the resampler."""
+        if self._stream is None:
+            return []
+        rest = self._stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+        self._stream = None
+        return self._emit(rest)
+
+    def _emit(self, samples: FloatArray) -> list[AudioChunk]:
+        if not len(samples):
+            return []
+        chunk = AudioChunk(round(self._origin * SAMPLE_RATE) + self._emitted, samples)
+        self._emitted += len(samples)
+        return [chunk]
+
+
+class AudioBuffer:
+    """Keeps the samples that coming windows may still need."""
+
+    def __init__(self) -> None:
+        self._chunks: list[AudioChunk] = []
+        self.end = 0  # samples, of the last one pushed
+
+    def push(self, chunk: AudioChunk) -> None:
+        if chunk.start + len(chunk.samples) <= 0:
+            return
+        self._chunks.append(chunk)
+        self.end = max(self.end, chunk.start + len(chunk.samples))
+
+    def read(self, start: int, end: int) -> FloatArray:
+        """Samples from `start` to `end`, less what lies before the first or after the last; gaps read as zeros."""
+        parts = [c for c in self._chunks if c.start < end and c.start + len(c.samples) > start]
+        if not parts:
+            return np.zeros(0, dtype=np.float32)
+        start = max(start, min(c.start for c in parts))
+        end = min(end, max(c.start + len(c.samples) for c in parts))
+        out = np.zeros(end - start, dtype=np.float32)
+        for c in parts:
+            low, high = max(start, c.start), min(end, c.start + len(c.samples))
+            out[low - start : high - start] = c.samples[low - c.start : high - c.start]
+        return out
+
+    def forget(self, before: int) -> None:
+        """Drop what ends at or before this sample."""
+        self._chunks = [c for c in self._chunks if c.start + len(c.samples) > before]

@@ -1,0 +1,64 @@
+"""`Clip.from_arrays` behind the decoding contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from merfast.media.audio import AudioTrack
+from merfast.media.decode import Event, FrameSampler, MediaInfo, scaled_size
+from merfast.types import ByteArray, Clip
+
+BLOCK = 1.0
+"""Seconds of audio that are resampled at a time."""
+
+
+class ArrayFrame:
+    """A picture that is already an array `[H, W, 3]` RGB."""
+
+    def __init__(self, image: ByteArray, time: float) -> None:
+        self._image = image
+        self.time = time
+        self.height, self.width = image.shape[:2]
+
+    def rgb(self) -> ByteArray:
+        return self._image
+
+    def small(self, longest: int) -> ByteArray:
+        size = scaled_size(self.width, self.height, longest)
+        if size == (self.width, self.height):
+            return self._image
+        return np.asarray(cv2.resize(self._image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+class ArrayMedia:
+    """Reads a `Clip`."""
+
+    def __init__(self, clip: Clip, *, frame_rate: float, want_video: bool) -> None:
+        self._clip = clip
+        self._sampler = FrameSampler(frame_rate)
+        self._video = clip.frames is not None and want_video
+        self.info = MediaInfo(
+            clip.name,
+            has_video=clip.frames is not None and len(clip.frames) > 0,
+            has_audio=clip.audio is not None and len(clip.audio) > 0,
+            duration=clip.duration,
+        )
+
+    def events(self) -> Iterator[Event]:
+        clip = self._clip
+        if clip.audio is not None and len(clip.audio):
+            track = AudioTrack(clip.name)
+            block = max(1, round(clip.sample_rate * BLOCK))
+            for i in range(0, len(clip.audio), block):
+                yield from track.push(clip.audio[i : i + block], clip.sample_rate, None)
+            yield from track.flush()
+        if self._video and clip.frames is not None:
+            for image, time in zip(clip.frames, clip.times, strict=True):
+                if self._sampler.take(float(time)):
+                    yield ArrayFrame(image, float(time))
+
+    def close(self) -> None:
+        pass

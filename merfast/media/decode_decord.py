@@ -1,0 +1,81 @@
+"""Decoding with decord: its video reader for those who have a build of it that they prefer, PyAV for the audio.
+
+decord's own audio reader keeps every sample that it ever decoded (0.6.0), so it is not used. One reader belongs to one
+thread: decord aborts the process when threads share it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+
+from merfast.errors import MediaError, UnavailableError
+from merfast.media.decode import AudioChunk, Event, FrameSampler, is_url
+from merfast.media.decode_arrays import ArrayFrame
+from merfast.media.decode_pyav import PyAVMedia
+from merfast.types import SAMPLE_RATE
+
+
+class DecordMedia:
+    """Reads a path or binary file; arguments and errors as for `PyAVMedia`."""
+
+    def __init__(
+        self, source: str | IO[bytes], name: str, *, frame_rate: float, want_video: bool, threads: int
+    ) -> None:
+        try:
+            import decord
+        except ImportError:
+            raise UnavailableError("decoder 'decord' is not installed: pip install 'merfast[decord]'") from None
+        if is_url(source):
+            raise MediaError(name, "decord reads files only, not URLs: use decoder='pyav'")
+        content = None if isinstance(source, str) else source.read()
+        first, second = (source, source) if content is None else (io.BytesIO(content), io.BytesIO(content))
+        self._sound = PyAVMedia(first, name, frame_rate=frame_rate, want_video=False, threads=1)
+        self.info = self._sound.info
+        self._rate = frame_rate
+        self._reader: Any = None
+        self._end = 0.0
+        if want_video and self.info.has_video:
+            try:
+                self._reader = decord.VideoReader(second, num_threads=threads)
+            except decord.DECORDError as error:
+                self._sound.close()
+                raise MediaError(name, f"cannot be read by decord ({str(error).splitlines()[0][:200]})") from error
+
+    def events(self) -> Iterator[Event]:
+        """Audio runs ahead of the frames by up to one chunk."""
+        sound = (e for e in self._sound.events() if isinstance(e, AudioChunk)) if self.info.has_audio else iter(())
+        heard = 0
+        for frame in self._frames():
+            while heard <= frame.time * SAMPLE_RATE and (chunk := next(sound, None)) is not None:
+                heard = chunk.start + len(chunk.samples)
+                yield chunk
+            yield frame
+        yield from sound
+        self.info.duration = max(self.info.duration, self._end)
+
+    def _frames(self) -> Iterator[ArrayFrame]:
+        if self._reader is None:
+            return
+        import decord
+
+        try:
+            times = self._reader.get_frame_timestamp(range(len(self._reader)))  # [T, 2] start and end
+            # decord counts from the first frame; the audio may have started before it.
+            times = times.astype(np.float64) - float(times[0, 0]) + self._sound.video_start
+            sampler = FrameSampler(self._rate)
+            wanted = [i for i, t in enumerate(times[:, 0]) if sampler.take(float(t))]
+            self._end = float(times[-1, 1])
+            for i in wanted:
+                yield ArrayFrame(self._reader[i].asnumpy(), float(times[i, 0]))
+        except decord.DECORDError as error:
+            raise MediaError(
+                self.info.name, f"cannot be decoded by decord ({str(error).splitlines()[0][:200]})"
+            ) from error
+
+    def close(self) -> None:
+        self._reader = None
+        self._sound.close()

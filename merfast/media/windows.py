@@ -1,0 +1,159 @@
+"""Cutting media into windows: stretches of audio with the face crops that belong to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from merfast.config import Preprocessing
+from merfast.media.audio import AudioBuffer
+from merfast.media.decode import AudioChunk, Media
+from merfast.media.tracks import FacesAt, FaceSource
+from merfast.types import SAMPLE_RATE, FloatArray, Window
+
+TAIL = 0.05
+"""Seconds: a rest shorter than this does not get a window of its own."""
+
+KEEP_MAIN = 1.5
+"""How much more of a subject another face must be before it becomes the main one of the next window."""
+
+FEWEST_CROPS = 3
+"""Crops that another face than the main one needs to be reported."""
+
+_SLACK = 1e-6
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """Windows of `length` seconds, one every `hop` seconds; the last one ends with the media."""
+
+    length: float
+    hop: float
+
+    def start(self, k: int) -> float:
+        return k * self.hop
+
+    def end(self, k: int) -> float:
+        return k * self.hop + self.length
+
+
+class Windower:
+    """Collects events of one source and gives out windows as they are complete.
+
+    Args:
+        media: the open source, of which only `info` is used here.
+        faces: makes crops of frames, or None where faces are not looked for.
+        spec: where to cut.
+        preprocessing: of the bundle.
+        every_face: whether to give windows of other faces, too.
+    """
+
+    def __init__(
+        self,
+        media: Media,
+        faces: FaceSource | None,
+        spec: WindowSpec,
+        preprocessing: Preprocessing,
+        *,
+        every_face: bool,
+    ) -> None:
+        self._media, self._faces = media, faces
+        self._spec, self._preprocessing = spec, preprocessing
+        self._every_face = every_face
+        self._audio = AudioBuffer()
+        self._seen: list[FacesAt] = []
+        self._seen_until = -math.inf
+        self._main: int | None = None
+        self._next = 0
+
+    def run(self) -> Iterator[list[Window]]:
+        """One list for each window, in order: the main face's first, then other faces', the most seen first.
+
+        Raises:
+            MediaError: as `Media.events`.
+        """
+        for event in self._media.events():
+            if isinstance(event, AudioChunk):
+                self._audio.push(event)
+            elif self._faces is not None:
+                self._see(self._faces.push(event))
+            while self._complete():
+                yield self._cut(self._spec.end(self._next))
+        if self._faces is not None:
+            self._see(self._faces.flush())
+        duration = self._media.info.duration
+        while self._remains(duration):
+            yield self._cut(min(self._spec.end(self._next), duration))
+
+    def _see(self, views: Iterator[FacesAt]) -> None:
+        for view in views:
+            self._seen.append(view)
+            self._seen_until = view.time
+
+    def _complete(self) -> bool:
+        end, info = self._spec.end(self._next), self._media.info
+        video = self._faces is None or not info.has_video or self._seen_until >= end
+        audio = not info.has_audio or self._audio.end >= end * SAMPLE_RATE
+        return video and audio and (self._seen_until >= end or self._audio.end >= end * SAMPLE_RATE)
+
+    def _remains(self, duration: float) -> bool:
+        if self._next == 0:
+            return True
+        return self._spec.end(self._next - 1) < duration - TAIL and self._spec.start(self._next) < duration - TAIL
+
+    def _cut(self, end: float) -> list[Window]:
+        start = self._spec.start(self._next)
+        self._next += 1
+        views = [v for v in self._seen if start - _SLACK <= v.time < end - _SLACK]
+        audio, missing = self._hear(start, end)
+        tracks = self._rank(views)
+        if tracks:
+            self._main = tracks[0]
+        else:
+            missing["video"] = self._no_face(len(views))
+        out = []
+        for i, track in enumerate(tracks or [None]):
+            crops = [v.faces[track].crop for v in views if track in v.faces] if track is not None else []
+            size = self._preprocessing.crop_size
+            packed = np.stack(crops) if crops else np.zeros((0, size, size, 3), dtype=np.uint8)
+            out.append(Window(start, end, audio, packed, len(views), track, i == 0, missing))
+        following = self._spec.start(self._next)
+        self._audio.forget(round(following * SAMPLE_RATE))
+        self._seen = [v for v in self._seen if v.time >= following - _SLACK]
+        return out
+
+    def _hear(self, start: float, end: float) -> tuple[FloatArray, dict[str, str]]:
+        audio = self._audio.read(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE))
+        if not self._media.info.has_audio:
+            return audio, {"audio": "no audio track"}
+        if not len(audio):
+            return audio, {"audio": "no sound in this stretch"}
+        if max(float(audio.max()), -float(audio.min())) < self._preprocessing.silence:
+            return audio[:0], {"audio": "silent"}
+        return audio, {}
+
+    def _rank(self, views: list[FacesAt]) -> list[int]:
+        """Tracks of this window: the main one, then the others if they are wanted."""
+        weights: dict[int, float] = {}
+        counts: dict[int, int] = {}
+        for view in views:
+            for track, face in view.faces.items():
+                weights[track] = weights.get(track, 0.0) + face.weight * (KEEP_MAIN if track == self._main else 1.0)
+                counts[track] = counts.get(track, 0) + 1
+        if not weights:
+            return []
+        main = max(weights, key=lambda t: (weights[t], -t))
+        if not self._every_face:
+            return [main]
+        others = [t for t in counts if t != main and counts[t] >= FEWEST_CROPS]
+        return [main, *sorted(others, key=lambda t: (-counts[t], t))]
+
+    def _no_face(self, sampled: int) -> str:
+        if not self._media.info.has_video:
+            return "no video track"
+        if self._faces is None:
+            return "faces are not looked for"
+        return "no face found" if sampled else "no frames in this stretch"

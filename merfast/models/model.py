@@ -1,0 +1,109 @@
+"""The fused model: encoders, fusion structures, joint decoding and the average, in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from merfast.config import BundleConfig
+from merfast.errors import BundleError
+from merfast.models.decoding import JointDecoder
+from merfast.models.encoders import build_encoder
+from merfast.models.fusion import AFG, STRUCTURES
+from merfast.ops.afg import Prepare
+from merfast.ops.decode import Decoded, decode
+from merfast.ops.ragged import Ragged
+from merfast.types import Batch
+
+VALENCE_LIMIT = 5.0
+
+
+class FusedModel(nn.Module):
+    """Emotion and valence from ragged voice and face crops, as `config` describes it, with fresh weights.
+
+    `forward` is `average(fuse(encode(...)))`; training keeps what `encode` gives and calls `decode` on it.
+
+    Raises:
+        BundleError: an encoder or its options are unknown, or a stream's name cannot be used.
+    """
+
+    mix: Tensor
+
+    def __init__(self, config: BundleConfig) -> None:
+        super().__init__()
+        self.config = config
+        for stream in config.streams:
+            # Names become parts of tensor names, and must not collide with the module dictionary's own attributes.
+            if not stream.name.isidentifier() or hasattr(nn.ModuleDict, stream.name):
+                raise BundleError(f"config stream {stream.name!r}: name cannot be used, expected a word like 'voice'")
+        fusion, streams = config.fusion, config.streams
+        self.encoders = nn.ModuleDict({s.name: build_encoder(s, config.preprocessing) for s in streams})
+        self.structures = nn.ModuleDict({name: STRUCTURES[name](streams, fusion) for name in fusion.structures})
+        self.decoder = JointDecoder(len(fusion.structures), fusion.dim, fusion.valence_dim)
+        mix = torch.from_numpy(np.array(fusion.mix, dtype=np.float32))
+        self.register_buffer("mix", mix, persistent=False)
+
+    def forward(self, audio: Ragged, crops: Ragged) -> tuple[Tensor, Tensor]:
+        """Predict B clips; each may lack voice, face or both.
+
+        Args:
+            audio: `[N]` float32 samples at 16 kHz in B sets.
+            crops: `[M, S, S, 3]` uint8 RGB in B sets.
+
+        Returns:
+            Posterior `[B, 6]`, rows summing to 1, and valence `[B]` in [-5, 5].
+
+        Raises:
+            ValueError: shapes or numbers of sets do not fit.
+        """
+        return self.average(self.fuse(self.encode(audio, crops)))
+
+    def encode(self, audio: Ragged, crops: Ragged) -> dict[str, Ragged]:
+        """Stream name -> feature vectors `[N', D_s]`.
+
+        Raises:
+            ValueError: shapes or numbers of sets do not fit.
+        """
+        if len(audio) != len(crops):
+            raise ValueError(f"encode: got {len(audio)} sets of audio and {len(crops)} of crops, expected as many")
+        inputs = {"audio": audio, "video": crops}
+        return {s.name: self.encoders[s.name](inputs[s.modality]) for s in self.config.streams}
+
+    def fuse(self, features: Mapping[str, Ragged]) -> Tensor:
+        """Feature vectors -> `[S, B, h]`, one vector of each structure for each clip."""
+        return torch.stack([structure(features) for structure in self.structures.values()])
+
+    def decode(self, features: Mapping[str, Ragged]) -> Decoded:
+        """What each structure says, before the average and without clamping: for training."""
+        decoded: Decoded = self.decoder(self.fuse(features))
+        return decoded
+
+    def average(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Structures' vectors `[S, B, h]` -> posterior `[B, 6]` and valence `[B]` in [-5, 5]."""
+        posterior, valence = decode(vectors, self.decoder.weights, self.mix)
+        return posterior, valence.clamp(-VALENCE_LIMIT, VALENCE_LIMIT)
+
+    def accelerate(self, prepare: Prepare | None) -> int:
+        """Run every AFG on an implementation of the op, prepared with the present weights; None undoes it.
+
+        Call it again after the weights change. Returns the number of AFGs.
+        """
+        gatherings = [m for m in self.modules() if isinstance(m, AFG)]
+        for gathering in gatherings:
+            gathering.accelerate(prepare)
+        return len(gatherings)
+
+
+def inputs_of(batch: Batch, device: torch.device | str = "cpu") -> tuple[Ragged, Ragged]:
+    """Audio and crops of a batch for `FusedModel`, sharing its memory on the CPU."""
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+
+    return (
+        Ragged(tensor(batch.audio), tensor(batch.audio_offsets)),
+        Ragged(tensor(batch.crops), tensor(batch.crop_offsets)),
+    )

@@ -1,0 +1,318 @@
+"""The values that travel through merfast: `Clip` in, `Batch` inside, `Prediction` out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from merfast.errors import MediaError, MerfastError
+
+EMOTIONS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
+"""The six classes in MER 2023 order."""
+
+SAMPLE_RATE = 16_000
+"""Sampling rate of all audio inside merfast, in Hz."""
+
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+IntArray = npt.NDArray[np.int64]
+Modality = Literal["audio", "video"]
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Media that the caller has already decoded; build it with `Clip.from_arrays`."""
+
+    name: str
+    frames: ByteArray | None
+    times: npt.NDArray[np.float64]
+    audio: FloatArray | None
+    sample_rate: int
+    faces: Literal["detect", "given"]
+    duration: float
+
+    @classmethod
+    def from_arrays(
+        cls,
+        frames: npt.ArrayLike | None = None,
+        *,
+        fps: float | None = None,
+        times: Sequence[float] | npt.NDArray[np.floating[Any]] | None = None,
+        audio: npt.ArrayLike | None = None,
+        sample_rate: int | None = None,
+        faces: Literal["detect", "given"] = "detect",
+        name: str = "<arrays>",
+    ) -> Clip:
+        """Wrap decoded frames and samples.
+
+        Args:
+            frames: `[T, H, W, 3]` uint8 RGB, or None for audio alone.
+            fps: frames per second; needed with `frames` unless `times` is given.
+            times: `[T]` timestamps of the frames in seconds, not decreasing, from 0 on.
+            audio: `[N]` float samples in [-1, 1], mono, or None for video alone.
+            sample_rate: of `audio`, in Hz; needed with `audio`.
+            faces: "detect" finds faces in the frames; "given" says that every frame is a face crop already.
+            name: what messages and predictions call this clip.
+
+        Raises:
+            MediaError: a shape, type or value is not as described; the message says got and expected.
+        """
+        if faces not in ("detect", "given"):
+            raise MediaError(name, f"faces: got {faces!r}, expected 'detect' or 'given'")
+        stamps = np.zeros(0)
+        duration = 0.0
+        pixels: ByteArray | None = None
+        if frames is not None:
+            array = np.asarray(frames)
+            if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
+                got = f"{array.dtype} {list(array.shape)}"
+                raise MediaError(name, f"frames: got {got}, expected uint8 [T, H, W, 3] in RGB order")
+            if 0 in array.shape[1:3]:
+                raise MediaError(name, f"frames: got empty pictures, {list(array.shape)}")
+            pixels = array
+            stamps, duration = _frame_times(name, len(array), fps, times)
+        samples: FloatArray | None = None
+        rate = 0
+        if audio is not None:
+            if sample_rate is None or not 0 < sample_rate <= 1_000_000:
+                raise MediaError(name, f"sample_rate: got {sample_rate!r}, expected a rate in Hz with the audio")
+            samples, rate = _mono(name, audio), int(sample_rate)
+            duration = max(duration, len(samples) / rate)
+        if duration <= 0.0:
+            raise MediaError(name, "holds neither frames nor audio samples")
+        return cls(name, pixels, stamps, samples, rate, faces, duration)
+
+    def __repr__(self) -> str:
+        frames = "no frames" if self.frames is None else f"frames {list(self.frames.shape)}"
+        audio = "no audio" if self.audio is None else f"audio [{len(self.audio)}] at {self.sample_rate} Hz"
+        return f"Clip({self.name!r}, {self.duration:.3f} s, {frames}, {audio}, faces={self.faces!r})"
+
+
+def _frame_times(name: str, count: int, fps: float | None, times: object) -> tuple[npt.NDArray[np.float64], float]:
+    if times is None:
+        if fps is None or not (math.isfinite(fps) and fps > 0):
+            raise MediaError(name, f"fps: got {fps!r}, expected a positive number with the frames (or times=)")
+        return np.arange(count) / fps, count / fps
+    stamps = np.asarray(times, dtype=np.float64)
+    if stamps.shape != (count,):
+        raise MediaError(name, f"times: got shape {list(stamps.shape)}, expected [{count}], one for each frame")
+    if count == 0:
+        return stamps, 0.0
+    if not np.isfinite(stamps).all() or stamps[0] < 0 or (np.diff(stamps) < 0).any():
+        raise MediaError(name, "times: expected finite seconds from 0 on, not decreasing")
+    step = float(np.median(np.diff(stamps))) if count > 1 else 0.0
+    return stamps, float(stamps[-1]) + (step or (1 / fps if fps else 0.04))
+
+
+def _mono(name: str, audio: npt.ArrayLike) -> FloatArray:
+    samples = np.asarray(audio)
+    if samples.ndim != 1 or samples.dtype.kind != "f":
+        got = f"{samples.dtype} {list(samples.shape)}"
+        raise MediaError(name, f"audio: got {got}, expected float [N], mono, in [-1, 1]")
+    check_finite(name, samples)
+    return samples.astype(np.float32)
+
+
+def check_finite(name: str, samples: npt.NDArray[Any]) -> None:
+    """Raise `MediaError` if any audio sample is NaN or infinite."""
+    bad = len(samples) - int(np.isfinite(samples).sum())
+    if bad:
+        raise MediaError(name, f"audio: got {bad} NaN or infinite samples of {len(samples)}, expected finite values")
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """One stretch of one face's media, `[start, end)` seconds: what a prediction is made from.
+
+    Attributes:
+        start, end: seconds from the start of the media.
+        audio: `[N]` float32 at 16 kHz; empty where there is none, or silence.
+        crops: `[T, S, S, 3]` uint8 RGB face crops; empty where there is no face.
+        sampled: number of frames looked at, with a face or without.
+        track: number of the face's track, None without a face.
+        main: whether this is the window of the main face.
+        missing: modality -> why it is absent.
+    """
+
+    start: float
+    end: float
+    audio: FloatArray
+    crops: ByteArray
+    sampled: int
+    track: int | None
+    main: bool
+    missing: Mapping[str, str]
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        audio: tuple[Modality, ...] = ("audio",) if len(self.audio) else ()
+        video: tuple[Modality, ...] = ("video",) if len(self.crops) else ()
+        return audio + video
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Windows packed one behind the other, without padding.
+
+    Attributes:
+        audio: `[sum of samples]` float32 at 16 kHz.
+        audio_offsets: `[B + 1]` int64; window b owns `audio[audio_offsets[b]:audio_offsets[b + 1]]`.
+        crops: `[sum of crops, S, S, 3]` uint8 RGB.
+        crop_offsets: `[B + 1]` int64.
+    """
+
+    audio: FloatArray
+    audio_offsets: IntArray
+    crops: ByteArray
+    crop_offsets: IntArray
+
+    @classmethod
+    def pack(cls, windows: Sequence[Window]) -> Batch:
+        """Pack windows of one crop size; at least one."""
+        return cls(
+            np.concatenate([w.audio for w in windows]),
+            offsets_of([len(w.audio) for w in windows]),
+            np.concatenate([w.crops for w in windows]),
+            offsets_of([len(w.crops) for w in windows]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.audio_offsets) - 1
+
+    def __repr__(self) -> str:
+        return f"Batch({len(self)} windows, audio {list(self.audio.shape)}, crops {list(self.crops.shape)})"
+
+
+def offsets_of(lengths: Sequence[int]) -> IntArray:
+    """`[B + 1]` int64 offsets of sets that follow each other."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Emotion and valence of one item, or of one window of it.
+
+    Attributes:
+        source: the item's name.
+        start, end: seconds, half-open.
+        emotion: the most probable of `EMOTIONS`; None where the window held neither face nor sound.
+        probabilities: `[6]` float32 that sum to 1, in the order of `EMOTIONS`; NaN where `emotion` is None.
+        valence: in [-5, 5], negative is unpleasant; NaN where `emotion` is None.
+        modalities: which of "audio" and "video" were used.
+        face_coverage: fraction of the sampled frames in which this face was seen, in [0, 1].
+        missing: modality -> why it was not used.
+        track: number of the face's track within the item, None without a face.
+        windows: the parts that the item was cut into; empty for a part.
+        others: with `faces="all"`, the predictions of the other faces, largest share of time first.
+        warnings: what went wrong without making the result unusable (damaged packets, for instance).
+    """
+
+    source: str
+    start: float
+    end: float
+    emotion: str | None
+    probabilities: FloatArray
+    valence: float
+    modalities: tuple[Modality, ...]
+    face_coverage: float
+    missing: Mapping[str, str] = field(default_factory=dict)
+    track: int | None = None
+    windows: tuple[Prediction, ...] = ()
+    others: tuple[Prediction, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    ok = True
+
+    def __post_init__(self) -> None:
+        if self.probabilities.shape != (len(EMOTIONS),):
+            got = list(self.probabilities.shape)
+            raise ValueError(f"probabilities: got shape {got}, expected [{len(EMOTIONS)}]")
+        self.probabilities.setflags(write=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: NaN becomes None, `probabilities` a mapping by emotion."""
+        out: dict[str, Any] = {
+            "source": self.source,
+            "start": round(self.start, 6),
+            "end": round(self.end, 6),
+            "emotion": self.emotion,
+            "probabilities": {e: _number(p) for e, p in zip(EMOTIONS, self.probabilities, strict=True)},
+            "valence": _number(self.valence),
+            "modalities": list(self.modalities),
+            "face_coverage": round(self.face_coverage, 4),
+            "missing": dict(self.missing),
+            "track": self.track,
+        }
+        if self.windows:
+            out["windows"] = [w.to_dict() for w in self.windows]
+        if self.others:
+            out["others"] = [o.to_dict() for o in self.others]
+        if self.warnings:
+            out["warnings"] = list(self.warnings)
+        return out
+
+    def __repr__(self) -> str:
+        if self.emotion is None:
+            what = "nothing to go by"
+        else:
+            what = f"{self.emotion} {self.probabilities.max():.2f}, valence {self.valence:+.2f}"
+        used = "+".join(self.modalities) or "none"
+        parts = f", {len(self.windows)} windows" if self.windows else ""
+        others = f", {len(self.others)} other faces" if self.others else ""
+        span = f"{self.start:.2f}-{self.end:.2f} s"
+        return f"Prediction({self.source!r}, {span}: {what}; {used}, face {self.face_coverage:.0%}{parts}{others})"
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 6) if math.isfinite(value) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """Stands in the place of a `Prediction` for an item that failed, with `on_error="return"`."""
+
+    source: str
+    error: MerfastError
+
+    ok = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"source": self.source, "error": str(self.error), "kind": type(self.error).__name__}
+
+
+def combine(parts: Sequence[Prediction], **changes: Any) -> Prediction:
+    """Average consecutive predictions of one item, weighted by duration; empty windows carry no weight.
+
+    Raises:
+        ValueError: no part has an emotion.
+    """
+    full = [p for p in parts if p.emotion is not None]
+    if not full:
+        raise ValueError("combine: no part holds a prediction")
+    weights = np.array([p.end - p.start for p in full])
+    weights /= weights.sum()
+    probabilities = np.sum([w * p.probabilities for w, p in zip(weights, full, strict=True)], axis=0)
+    spans = np.array([p.end - p.start for p in parts])
+    coverage = float(np.dot(spans, [p.face_coverage for p in parts]) / spans.sum())
+    used = {m for p in full for m in p.modalities}
+    modalities = tuple(m for m in ("audio", "video") if m in used)
+    out = Prediction(
+        source=full[0].source,
+        start=min(p.start for p in parts),
+        end=max(p.end for p in parts),
+        emotion=EMOTIONS[int(probabilities.argmax())],
+        probabilities=probabilities.astype(np.float32),
+        valence=float(np.dot(weights, [p.valence for p in full])),
+        modalities=modalities,
+        face_coverage=coverage,
+        missing={m: r for p in full for m, r in p.missing.items() if m not in used},
+        track=next((p.track for p in full if p.track is not None), None),
+    )
+    return replace(out, **changes)
