@@ -36,7 +36,7 @@ class EngineConfig:
     kernels: str = "auto"
     faces: str = "main"
     threads: int | None = None
-    batch_seconds: float = 240.0
+    batch_seconds: float = 64.0
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

@@ -77,7 +77,7 @@ def babble(seconds: float, rate: int = RATE) -> FloatArray:
         response = _resonances(harmonic * pitch, formants)
         voice += response / harmonic * np.sin(harmonic * phase)  # the glottal source falls with frequency
 
-    loudness = np.repeat(rng.uniform(0.6, 1.0, syllables), 1)
+    loudness = rng.uniform(0.6, 1.0, syllables)
     loudness[5::7] = 0.0  # a breath after every few syllables
     position = time / _SYLLABLE
     envelope = loudness[position.astype(int)] * np.sin(np.pi * (position % 1.0)) ** 0.7

@@ -74,7 +74,7 @@ class Engine:
         kernels: str = "auto",
         faces: str = "main",
         threads: int | None = None,
-        batch_seconds: float = 240.0,
+        batch_seconds: float = 64.0,
     ) -> None:
         self.config = EngineConfig(
             device=device,

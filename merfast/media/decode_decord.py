@@ -64,13 +64,13 @@ class DecordMedia:
 
         try:
             times = self._reader.get_frame_timestamp(range(len(self._reader)))  # [T, 2] start and end
-            # decord counts from the first frame; the audio may have started before it.
-            times = times.astype(np.float64) - float(times[0, 0]) + self._sound.video_start
+            # decord counts from the stream's own start, and lists frames before it that the container says to leave out.
+            times = times.astype(np.float64) + self._sound.video_start
             sampler = FrameSampler(self._rate)
-            wanted = [i for i, t in enumerate(times[:, 0]) if sampler.take(float(t))]
+            wanted = [i for i, t in enumerate(times[:, 0]) if t > -1e-3 and sampler.take(float(t))]
             self._end = float(times[-1, 1])
             for i in wanted:
-                yield ArrayFrame(self._reader[i].asnumpy(), float(times[i, 0]))
+                yield ArrayFrame(self._reader[i].asnumpy(), max(0.0, float(times[i, 0])))
         except decord.DECORDError as error:
             raise MediaError(
                 self.info.name, f"cannot be decoded by decord ({str(error).splitlines()[0][:200]})"

@@ -129,7 +129,8 @@ class PyAVMedia:
         time = self._time + step * bool(self._frames) if frame.time is None else frame.time - self._start
         self._time = time = max(time, self._time, 0.0)  # FFmpeg may report times that fall by a rounding error
         self._frames += 1
-        length = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else step
+        # With a variable rate the stated duration may be that of another frame: no more than an average one counts.
+        length = min(step, float(frame.duration * frame.time_base)) if frame.duration and frame.time_base else step
         self.info.duration = max(self.info.duration, time + length)
         if self._sampler.take(time):
             aspect = float(self._video.sample_aspect_ratio or 1) or 1.0

@@ -60,7 +60,7 @@ def fetch(source: Path | None = None, *, url: str = URL, timeout: float = TIMEOU
     got = _digest(content)
     if got != SHA256:
         origin = url if source is None else source
-        raise UnavailableError(f"{origin}: is not {_FILE}: got {len(content)} bytes with sha256 {got}, expected {SHA256}")
+        raise UnavailableError(f"{origin}: is not {_FILE}: got sha256 {got} ({len(content)} bytes), expected {SHA256}")
     path = cache_file()
     try:
         _store(path, content)

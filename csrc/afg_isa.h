@@ -1,0 +1,62 @@
+// What one instruction set offers to the ragged AFG gathering, and the plain data handed to it.
+//
+// Note [One definition per instruction set]: the afg_<isa>.cpp files are compiled with flags that not every
+// machine can run. An inline function with external linkage that two objects both emit is kept once, and the
+// linker may keep the AVX-512 copy for everybody. So those files include this header, intrinsics and templates
+// in unnamed namespaces, and nothing of the standard library that has code in it.
+#pragma once
+
+#include <cstdint>
+
+namespace merfast {
+
+// Rows that share one partial result. Fixed, because the order of additions must not depend on the batch or on
+// the number of threads: a longer set is merged from spans in order, whoever computed them.
+constexpr int64_t kSpanRows = 256;
+constexpr int kMaxBlockRows = 128;
+
+// Widths of one gathering and its weights in panels: panel p holds vectors [p * panel, ...) of the attention
+// width for each input column in turn, zero beyond A; so the inner loop reads it in a straight line.
+struct AfgPacked {
+    int64_t dim;          // D
+    int64_t width;        // A
+    int64_t padded;       // A rounded up to whole vectors
+    int64_t heads;        // H, divides D
+    int64_t guide_dim;    // G, 0 without a guide
+    int64_t block_rows;   // rows projected together: what stays in L2 until it is gathered
+    int64_t chunk_rows;   // rows per softmax step, counted from the start of a set; at most block_rows
+    const float* weight;  // panels of [A, D]
+    const float* guide;   // panels of [A, G], or null
+    const float* bias;    // [padded]
+    const float* score;   // [H, padded]
+};
+
+// Rows [begin, end) of one set with their running softmax: maximum and sum for each head, and the weighted sum.
+struct AfgSpan {
+    int64_t set;
+    int64_t begin, end;
+    float* top;    // [H]
+    float* total;  // [H]
+    float* z;      // [D]
+    bool whole;    // the only span of its set: z is divided by the total when its last row is in
+};
+
+struct AfgIsa {
+    const char* name;
+    int lanes;  // floats per vector
+    int panel;  // vectors per panel
+    // Gathers consecutive spans of x [N, D]; guide is [B, G] or null. Scratch, aligned to 64 bytes, holds projected
+    // rows [block_rows, padded], energies [H, kMaxBlockRows] and, with a guide, its terms [block_rows, padded].
+    void (*gather)(const AfgPacked& packed, const float* x, const float* guide, const AfgSpan* spans, int64_t count,
+                   float* scratch);
+    // Folds spans [1, count) of one set into the first, in order, and divides.
+    void (*merge)(const AfgPacked& packed, const AfgSpan* spans, int64_t count);
+};
+
+const AfgIsa& afg_generic();
+#ifdef MERFAST_X86
+const AfgIsa& afg_avx2();
+const AfgIsa& afg_avx512();
+#endif
+
+}  // namespace merfast

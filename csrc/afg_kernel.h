@@ -1,0 +1,260 @@
+// The ragged AFG gathering over a vector type V: x is read from memory once, by the block. A block of rows is projected
+// while its weights are in L1; its energies and its weighted sum follow while its rows are still in L2.
+#pragma once
+
+#include <cstdint>
+
+#include "afg_isa.h"
+#include "afg_project.h"
+#include "vec_math.h"
+
+namespace merfast {
+namespace {
+
+struct Chunk {
+    const AfgSpan* span;
+    int64_t first;  // row of x
+    int64_t row;    // row of the block
+    int64_t rows;
+};
+
+// tanh of each row in place; lanes beyond A are zeroed, since an infinite x makes their 0 * x a NaN.
+template <class V>
+inline void activate(const AfgPacked& packed, int64_t rows, float* hidden) {
+    const int64_t tail = packed.width % V::lanes;
+    const int64_t full = packed.width - tail;
+    for (int64_t r = 0; r < rows; ++r, hidden += packed.padded) {
+        for (int64_t a = 0; a < full; a += V::lanes) V::store(hidden + a, tanh<V>(V::load(hidden + a)));
+        if (tail) V::store(hidden + full, tanh<V>(V::load_part(hidden + full, tail, 0.0f)));
+    }
+}
+
+// energy[h][r] for C heads.
+template <class V, int C>
+inline void score_heads(const AfgPacked& packed, const float* score, const float* hidden, int64_t rows, float* energy,
+                        int64_t stride) {
+    for (int64_t r = 0; r < rows; ++r, hidden += packed.padded) {
+        typename V::T sum[C];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) sum[c] = V::zero();
+        for (int64_t a = 0; a < packed.padded; a += V::lanes) {
+            const typename V::T value = V::load(hidden + a);
+#pragma GCC unroll 4
+            for (int c = 0; c < C; ++c) sum[c] = V::fma(value, V::load(score + c * packed.padded + a), sum[c]);
+        }
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) energy[c * stride + r] = V::sum(sum[c]);
+    }
+}
+
+template <class V>
+inline void score_rows(const AfgPacked& packed, const float* hidden, int64_t rows, float* energy, int64_t stride) {
+    for (int64_t h = 0; h < packed.heads; h += 4) {
+        const float* score = packed.score + h * packed.padded;
+        float* target = energy + h * stride;
+        switch (packed.heads - h) {
+            case 1:
+                score_heads<V, 1>(packed, score, hidden, rows, target, stride);
+                break;
+            case 2:
+                score_heads<V, 2>(packed, score, hidden, rows, target, stride);
+                break;
+            case 3:
+                score_heads<V, 3>(packed, score, hidden, rows, target, stride);
+                break;
+            default:
+                score_heads<V, 4>(packed, score, hidden, rows, target, stride);
+        }
+    }
+}
+
+// z[0 : C vectors] = scale z + sum over rows of weight x; the rows go round robin to enough sums to hide the
+// latency of an addition. A null scale starts z. With Part, C is 1 and only `part` lanes exist.
+template <class V, int C, bool Part>
+inline void weigh_columns(const float* x, int64_t stride, const float* weight, int64_t rows, const float* scale,
+                          float* z, int64_t part) {
+    constexpr int kSums = C < 8 ? 8 / C : 1;
+    using T = typename V::T;
+    const auto load = [part](const float* p) {
+        if constexpr (Part)
+            return V::load_part(p, part, 0.0f);
+        else
+            return V::load(p);
+    };
+    T sum[kSums][C];
+#pragma GCC unroll 8
+    for (int s = 0; s < kSums; ++s) {
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) sum[s][c] = V::zero();
+    }
+    if (scale) {
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) sum[0][c] = V::mul(V::set1(*scale), load(z + c * V::lanes));
+    }
+    int64_t t = 0;
+    for (; t + kSums <= rows; t += kSums) {
+#pragma GCC unroll 8
+        for (int s = 0; s < kSums; ++s, x += stride) {
+            const T w = V::set1(weight[t + s]);
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) sum[s][c] = V::fma(w, load(x + c * V::lanes), sum[s][c]);
+        }
+    }
+    for (; t < rows; ++t, x += stride) {
+        const T w = V::set1(weight[t]);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) sum[0][c] = V::fma(w, load(x + c * V::lanes), sum[0][c]);
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+        T all = sum[0][c];
+#pragma GCC unroll 8
+        for (int s = 1; s < kSums; ++s) all = V::add(all, sum[s][c]);
+        if constexpr (Part)
+            V::store_part(z + c * V::lanes, part, all);
+        else
+            V::store(z + c * V::lanes, all);
+    }
+}
+
+template <class V>
+inline void weigh(const float* x, int64_t stride, const float* weight, int64_t rows, const float* scale, float* z,
+                  int64_t columns) {
+    int64_t d = 0;
+    for (; d + 4 * V::lanes <= columns; d += 4 * V::lanes) {
+        weigh_columns<V, 4, false>(x + d, stride, weight, rows, scale, z + d, 0);
+    }
+    for (; d + 2 * V::lanes <= columns; d += 2 * V::lanes) {
+        weigh_columns<V, 2, false>(x + d, stride, weight, rows, scale, z + d, 0);
+    }
+    for (; d + V::lanes <= columns; d += V::lanes) {
+        weigh_columns<V, 1, false>(x + d, stride, weight, rows, scale, z + d, 0);
+    }
+    if (d < columns) weigh_columns<V, 1, true>(x + d, stride, weight, rows, scale, z + d, columns - d);
+}
+
+inline float larger(float a, float b) {
+    return a > b ? a : b;
+}
+
+template <class V>
+inline float exp_one(float value) {
+    return V::first(exp_negative<V>(V::set1(value)));
+}
+
+template <class V>
+inline void divide(float* z, float by, int64_t count) {
+    const typename V::T total = V::set1(by);
+    int64_t d = 0;
+    for (; d + V::lanes <= count; d += V::lanes) V::store(z + d, V::div(V::load(z + d), total));
+    if (d < count) V::store_part(z + d, count - d, V::div(V::load_part(z + d, count - d, 0.0f), total));
+}
+
+// One softmax step of one head: energies become weights relative to the new maximum, the sums are rescaled to it.
+// A NaN energy need not reach the maximum: its weight is NaN, and so are the sums from there on.
+template <class V>
+inline void gather_head(const AfgPacked& packed, const Chunk& chunk, const float* x, float* energy, int64_t head) {
+    const AfgSpan& span = *chunk.span;
+    const float kLowest = -__builtin_inff();
+    typename V::T top = V::set1(kLowest);
+    for (int64_t t = 0; t < chunk.rows; t += V::lanes) {
+        top = V::max(top, V::load_part(energy + t, chunk.rows - t, kLowest));
+    }
+    const bool started = chunk.first > span.begin;
+    const float before = started ? span.top[head] : kLowest;
+    const float after = larger(before, V::largest(top));
+    typename V::T total = V::zero();
+    for (int64_t t = 0; t < chunk.rows; t += V::lanes) {
+        const typename V::T shifted = V::sub(V::load_part(energy + t, chunk.rows - t, kLowest), V::set1(after));
+        const typename V::T weight = exp_negative<V>(shifted);
+        V::store_part(energy + t, chunk.rows - t, weight);
+        total = V::add(total, weight);
+    }
+    const float scale = started ? exp_one<V>(before - after) : 0.0f;
+    span.top[head] = after;
+    span.total[head] = (started ? span.total[head] * scale : 0.0f) + V::sum(total);
+    const int64_t columns = packed.dim / packed.heads;
+    float* z = span.z + head * columns;
+    weigh<V>(x + chunk.first * packed.dim + head * columns, packed.dim, energy, chunk.rows, started ? &scale : nullptr,
+             z, columns);
+    if (span.whole && chunk.first + chunk.rows == span.end) divide<V>(z, span.total[head], columns);
+}
+
+// Guide terms of the sets in a block, with the bias, one row each; init gets the row of each x row's set.
+template <class V>
+inline void guide_terms(const AfgPacked& packed, const float* guide, const Chunk* chunks, int64_t count, float* terms,
+                        const float** init) {
+    const float* rows[kMaxBlockRows];
+    const float* bias[kMaxBlockRows];
+    int64_t sets = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        if (i == 0 || chunks[i].span->set != chunks[i - 1].span->set) {
+            rows[sets] = guide + chunks[i].span->set * packed.guide_dim;
+            bias[sets++] = packed.bias;
+        }
+        for (int64_t t = 0; t < chunks[i].rows; ++t) init[chunks[i].row + t] = terms + (sets - 1) * packed.padded;
+    }
+    project<V>(packed.guide, packed.guide_dim, packed.padded, rows, bias, sets, terms);
+}
+
+template <class V>
+void gather(const AfgPacked& packed, const float* x, const float* guide, const AfgSpan* spans, int64_t count,
+            float* scratch) {
+    const int64_t stride = kMaxBlockRows;
+    float* hidden = scratch;
+    float* energy = hidden + packed.block_rows * packed.padded;
+    float* terms = energy + packed.heads * stride;
+    const float* rows[kMaxBlockRows];
+    const float* init[kMaxBlockRows];
+    Chunk chunks[kMaxBlockRows];
+    const AfgSpan* span = spans;
+    const AfgSpan* const last = spans + count;
+    int64_t at = span->begin;
+    while (span < last) {
+        int64_t filled = 0;
+        int64_t parts = 0;
+        while (span < last) {
+            const int64_t left = span->end - at;
+            const int64_t take = left < packed.chunk_rows ? left : packed.chunk_rows;
+            if (filled + take > packed.block_rows) break;
+            chunks[parts++] = Chunk{span, at, filled, take};
+            for (int64_t t = 0; t < take; ++t, ++filled, ++at) {
+                rows[filled] = x + at * packed.dim;
+                init[filled] = packed.bias;
+            }
+            if (at == span->end) ++span;  // the next one begins where this one ends
+        }
+        if (guide) guide_terms<V>(packed, guide, chunks, parts, terms, init);
+        project<V>(packed.weight, packed.dim, packed.padded, rows, init, filled, hidden);
+        activate<V>(packed, filled, hidden);
+        score_rows<V>(packed, hidden, filled, energy, stride);
+        for (int64_t i = 0; i < parts; ++i) {
+            for (int64_t h = 0; h < packed.heads; ++h) {
+                gather_head<V>(packed, chunks[i], x, energy + h * stride + chunks[i].row, h);
+            }
+        }
+    }
+}
+
+template <class V>
+void merge(const AfgPacked& packed, const AfgSpan* spans, int64_t count) {
+    const int64_t columns = packed.dim / packed.heads;
+    for (int64_t h = 0; h < packed.heads; ++h) {
+        float top = spans[0].top[h];
+        for (int64_t s = 1; s < count; ++s) top = larger(top, spans[s].top[h]);
+        float* z = spans[0].z + h * columns;
+        const float first = exp_one<V>(spans[0].top[h] - top);
+        float total = spans[0].total[h] * first;
+        weigh<V>(z, columns, &first, 1, nullptr, z, columns);
+        for (int64_t s = 1; s < count; ++s) {
+            const float scale = exp_one<V>(spans[s].top[h] - top);
+            total += spans[s].total[h] * scale;
+            const float one = 1.0f;
+            weigh<V>(spans[s].z + h * columns, columns, &scale, 1, &one, z, columns);
+        }
+        divide<V>(z, total, columns);
+    }
+}
+
+}  // namespace
+}  // namespace merfast

@@ -1,0 +1,328 @@
+"""The command line. What a command needs is imported when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, cast
+
+from merfast import __version__
+from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
+
+if TYPE_CHECKING:
+    from merfast.bundle import Bundle
+    from merfast.engine import Engine
+    from merfast.types import Failure, Prediction
+
+MEDIA_SUFFIXES = (
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm"),
+    *(".wmv", ".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"),
+)
+"""What is taken from a folder; a file that is named itself is always tried."""
+
+_FAILED, _USAGE, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 if all went well; 1 if a file failed; 2 if the command cannot be carried out as given; 130 after Ctrl-C; 141
+        if the reader of standard output went away.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UntrainedWarning)
+            warnings.showwarning = _show_warning
+            status = cast(int, options.run(options))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit, and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return _INTERRUPTED
+    except (MerfastError, OSError) as error:
+        _say(str(error))
+        return _FAILED if isinstance(error, MediaError) else _USAGE
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="merfast", description="Emotion and valence from raw talking-face video.")
+    parser.add_argument("--version", action="version", version=f"merfast {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    engine = _engine_options()
+
+    predict = commands.add_parser(
+        "predict",
+        parents=[engine],
+        help="predict files, folders and URLs",
+        description="Predict emotion and valence of media files. Exit status: 0 all predicted, 1 a file failed (the "
+        "others are still written), 2 the command is wrong.",
+    )
+    predict.add_argument("items", nargs="+", metavar="ITEM", help="file, folder (searched for media files), or URL")
+    form = predict.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="write a JSON array to standard output")
+    form.add_argument("--csv", metavar="FILE", help="write a CSV file; '-' is standard output")
+    predict.add_argument("--window", type=float, metavar="SECONDS", help="predict windows of this length instead")
+    predict.add_argument("--hop", type=float, metavar="SECONDS", help="from one window to the next (default: --window)")
+    predict.add_argument("--quiet", action="store_true", help="no progress, and no table beside --csv FILE")
+    predict.set_defaults(run=_predict, usage_error=predict.error)
+
+    info = commands.add_parser("info", help="describe a bundle")
+    info.add_argument("bundle", nargs="?", metavar="DIR", help="bundle directory (default: the packaged one)")
+    info.set_defaults(run=_info)
+
+    plan = commands.add_parser("plan", parents=[engine], help="show which implementation runs each step, and why")
+    plan.set_defaults(run=_plan)
+
+    fetch = commands.add_parser("fetch", help="download an optional component")
+    fetch.add_argument("what", choices=["yunet"], help="yunet: the better of the face detectors, 233 kB")
+    fetch.add_argument("--from", dest="source", type=Path, metavar="FILE", help="take this copy, without the network")
+    fetch.set_defaults(run=_fetch)
+
+    demo = commands.add_parser("demo", parents=[engine], help="make a short clip and predict it")
+    demo.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the clip here (MP4)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _engine_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("engine options")
+    group.add_argument("--bundle", metavar="DIR", help="model to use (default: the packaged mini bundle)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--faces", default="main", help="main, or all for every face")
+    group.add_argument("--detector", default="auto", help="auto, yunet, haar, or none for the voice alone")
+    group.add_argument("--detector-model", metavar="FILE", help="YuNet's ONNX file, if not fetched")
+    group.add_argument("--decoder", default="auto", help="auto, pyav or decord")
+    group.add_argument(
+        "--kernels", default="auto", help="auto, reference, cpp, or one of cpp-generic, cpp-avx2, cpp-avx512"
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the number of cores)")
+    return parser
+
+
+def _engine(options: argparse.Namespace) -> Engine:
+    from merfast.engine import Engine
+
+    names = ("bundle", "device", "faces", "detector", "detector_model", "decoder", "kernels", "threads")
+    return Engine(**{name: getattr(options, name) for name in names})
+
+
+def _predict(options: argparse.Namespace) -> int:
+    if options.hop is not None and options.window is None:
+        options.usage_error("--hop needs --window")
+    items = list(_expand(options.items))
+    if options.csv not in (None, "-"):
+        _check_output(Path(options.csv), items)
+    busy = _progress if sys.stderr.isatty() and not options.quiet else _no_progress
+    with busy(len(items)) as progress:
+        engine = _engine(options)
+        results: list[Prediction | Failure] = []
+        windows: list[Iterator[Prediction]] = []
+        if options.window is None:
+            results = engine.predict(items, on_error="return", progress=progress)
+        else:
+            hop = options.window if options.hop is None else options.hop
+            windows = [engine.timeline(item, window=options.window, hop=hop) for item in items]
+    failed = 0
+    with ExitStack() as stack:
+        writers = _writers(options, results, stack)
+        for result in results if options.window is None else _timelines(items, windows):
+            failed += not result.ok
+            for add in writers:
+                add(result)
+    if failed and len(items) > 1:
+        _say(f"{failed} of {len(items)} failed")
+    return _FAILED if failed else 0
+
+
+def _writers(
+    options: argparse.Namespace, results: Sequence[Prediction | Failure], stack: ExitStack
+) -> list[Callable[[Prediction | Failure], None]]:
+    """What each result is handed to; files are closed with the stack."""
+    from merfast.cli_output import CsvWriter, JsonWriter
+
+    if options.json:
+        json_writer = JsonWriter(sys.stdout)
+        stack.callback(json_writer.finish)
+        return [json_writer.add]
+    writers: list[Callable[[Prediction | Failure], None]] = []
+    if options.csv == "-":
+        return [CsvWriter(sys.stdout).add]
+    if options.csv is not None:
+        writers.append(CsvWriter(stack.enter_context(_csv_file(Path(options.csv)))).add)
+        if options.quiet:
+            return writers
+    from merfast.cli_table import output_console, results_table, timeline_table
+
+    console = output_console()
+    table = results_table(console, results) if options.window is None else timeline_table(console)
+    return [*writers, table.add]
+
+
+def _timelines(items: Sequence[str], windows: Sequence[Iterator[Prediction]]) -> Iterator[Prediction | Failure]:
+    from merfast.types import Failure
+
+    for item, predictions in zip(items, windows, strict=True):
+        try:
+            yield from predictions
+        except MediaError as error:
+            yield Failure(item, error)
+
+
+def _expand(items: Sequence[str]) -> Iterator[str]:
+    """Files and URLs as they are, folders as the media files below them, sorted.
+
+    Raises:
+        ConfigError: a folder cannot be read, or holds no media file.
+    """
+    for item in items:
+        if "://" in item or not Path(item).is_dir():
+            yield item
+            continue
+        found: list[str] = []
+        for folder, below, files in os.walk(item, onerror=_unreadable):
+            below[:] = [name for name in below if not name.startswith(".")]
+            names = (n for n in files if not n.startswith(".") and Path(n).suffix.lower() in MEDIA_SUFFIXES)
+            found += [str(Path(folder, name)) for name in names]
+        if not found:
+            raise ConfigError(f"{item}: this folder holds no media files")
+        yield from sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise ConfigError(f"{error.filename}: cannot be read ({error.strerror})")
+
+
+def _check_output(path: Path, items: Sequence[str]) -> None:
+    """Complain before the work, rather than after it."""
+    if not path.parent.is_dir() or path.is_dir():
+        raise ConfigError(f"--csv {path}: cannot be written there, expected a file in an existing folder")
+    if any("://" not in item and Path(item).exists() and path.exists() and path.samefile(item) for item in items):
+        raise ConfigError(f"--csv {path}: is one of the files to predict")
+
+
+@contextmanager
+def _csv_file(path: Path) -> Iterator[TextIO]:
+    # backslashreplace: names of files need not be text in any encoding.
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        yield file
+
+
+@contextmanager
+def _progress(count: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, gone when the work is done; for a single item it only moves."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("predicting", total=None if count == 1 else count)
+        yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
+def _no_progress(count: int) -> Iterator[None]:
+    yield None
+
+
+def _info(options: argparse.Namespace) -> int:
+    from merfast import bundle as bundles
+
+    for label, values in _describe(bundles.load(options.bundle)):
+        for i, value in enumerate(values):
+            print(f"{'' if i else label:<15}{value}")
+    return 0
+
+
+def _describe(bundle: Bundle) -> list[tuple[str, list[str]]]:
+    config, pre = bundle.config, bundle.config.preprocessing
+    parameters = sum(p.numel() for p in bundle.model.parameters())
+    stored = sum(f.stat().st_size for f in bundle.path.rglob("*") if f.is_file())
+    mix = zip(config.fusion.structures, config.fusion.mix, strict=True)
+    return [
+        ("bundle", [config.name]),
+        ("trained", ["yes" if config.trained else "no: its predictions mean nothing"]),
+        ("directory", [str(bundle.path)]),
+        ("streams", [f"{s.name}: {s.modality}, {s.encoder}, {s.dim} wide" for s in config.streams]),
+        ("structures", [f"{name}, {weight:.0%} of the average" for name, weight in mix]),
+        ("size", [f"{parameters:,} parameters, {stored / 1e6:.1f} MB on disk"]),
+        (
+            "preprocessing",
+            [
+                f"voice at {pre.sample_rate} Hz, {pre.frame_rate:g} faces a second of {pre.crop_size} pixels",
+                f"windows up to {pre.max_window:g} s",
+            ],
+        ),
+        ("metrics", [f"{name}: {value}" for name, value in config.metrics.items()] or ["none recorded"]),
+        ("licence", [config.licence or "not stated"]),
+        ("provenance", [f"{name}: {value}" for name, value in config.provenance.items()] or ["not stated"]),
+    ]
+
+
+def _plan(options: argparse.Namespace) -> int:
+    warnings.simplefilter("ignore", UntrainedWarning)  # nothing is predicted
+    print(_engine(options).plan)
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from merfast.media import yunet
+
+    print(yunet.fetch(options.source))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from merfast.cli_table import output_console, results_table
+    from merfast.demo import MADE_OF, make_clip
+
+    warnings.simplefilter("ignore", UntrainedWarning)  # said below
+    with tempfile.TemporaryDirectory(prefix="merfast-") as folder:
+        clip = make_clip(options.output or Path(folder, "demo.mp4"))
+        where = f"written to {clip}" if options.output else "made for this run (-o FILE keeps it)"
+        print(f"A clip of {MADE_OF}; {where}.", flush=True)
+        engine = _engine(options)
+        started = time.perf_counter()
+        results = engine.predict([clip])
+        took = time.perf_counter() - started
+    console = output_console()
+    table = results_table(console, results)
+    print()
+    for result in results:
+        table.add(result)
+    print(f"\nPredicted in {took:.2f} s, the first run included, with bundle {engine.bundle.config.name!r}.")
+    if not engine.bundle.config.trained:
+        print("This bundle is UNTRAINED: the numbers above show that merfast runs, and mean nothing else.")
+    return 0
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _say(f"warning: {message}")
+
+
+def _say(text: str) -> None:
+    print(f"merfast: {' '.join(text.splitlines())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Builds `merfast._C`: one extension, with flags of their own for the sources of each instruction set."""
+
+from __future__ import annotations
+
+import platform
+from glob import glob
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import setup
+
+# Contraction off: a multiply-add is fused where the source says so and nowhere else, so that a row's result does not
+# depend on which copy of an unrolled loop the compiler put it through.
+FLAGS = ["-O3", "-ffp-contract=off", "-Wall", "-Wextra"]
+ISA_FLAGS = {
+    "csrc/afg_avx2.cpp": ["-mavx2", "-mfma"],
+    # GCC 12 warns of its own _mm512_undefined_ps() (bug 105593).
+    "csrc/afg_avx512.cpp": ["-mavx512f", "-mavx2", "-mfma", "-Wno-maybe-uninitialized"],
+}
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+class BuildExt(build_ext):
+    """Compiles the sources in ISA_FLAGS on their own and links them in as objects."""
+
+    def build_extension(self, ext: Pybind11Extension) -> None:
+        if X86:
+            ext.extra_objects = [
+                built
+                for source, flags in ISA_FLAGS.items()
+                for built in self.compiler.compile(
+                    [source], output_dir=self.build_temp, extra_postargs=[*ext.extra_compile_args, *flags]
+                )
+            ]
+        super().build_extension(ext)
+
+
+extension = Pybind11Extension(
+    "merfast._C",
+    ["csrc/module.cpp", "csrc/afg.cpp", "csrc/afg_generic.cpp"],
+    cxx_std=17,
+    define_macros=[("MERFAST_X86", "1")] if X86 else [],
+    extra_compile_args=FLAGS,
+    extra_link_args=["-pthread"],
+    depends=[*sorted(glob("csrc/*.h")), *ISA_FLAGS, "setup.py"],
+)
+
+setup(ext_modules=[extension], cmdclass={"build_ext": BuildExt})

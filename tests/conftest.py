@@ -1,0 +1,73 @@
+"""Fixtures for all tests: a clip, the data folder, and a guard against the network."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from merfast.demo import make_clip
+from merfast.errors import UnavailableError
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Fail whoever connects to anything but this machine."""
+    connect, connect_ex, resolve = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def check(host: object) -> None:
+        name = host.decode() if isinstance(host, bytes) else host
+        if isinstance(name, str) and not (name in ("", "localhost", "::1") or name.startswith("127.")):
+            pytest.fail(f"a test tried to reach {name!r}: tests do not use the network")
+
+    def guarded_connect(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            check(address[0])
+        return connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: object) -> int:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            check(address[0])
+        return connect_ex(self, address)
+
+    def guarded_resolve(host, *args, **kwargs):
+        check(host)
+        return resolve(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        patch.setattr(socket, "getaddrinfo", guarded_resolve)
+        yield
+
+
+@pytest.fixture(scope="session")
+def face_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2.5 s clip, 480 x 360, with one face throughout and sound; do not change it."""
+    try:
+        return make_clip(tmp_path_factory.mktemp("clips") / "face.mp4", seconds=2.5)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data that MERFAST_DATA names."""
+    place = os.environ.get("MERFAST_DATA")
+    if not place:
+        pytest.skip("MERFAST_DATA is not set: real data for tests is elsewhere")
+    if not Path(place).is_dir():
+        pytest.fail(f"MERFAST_DATA is {place!r}, which is no folder")
+    return Path(place)
+
+
+@pytest.fixture(scope="session")
+def yunet_model(data_dir: Path) -> Path:
+    """The YuNet detector's file among the data."""
+    file = data_dir / "models" / "face_detection_yunet_2023mar.onnx"
+    if not file.is_file():
+        pytest.skip(f"no YuNet detector in {file.parent}")
+    return file

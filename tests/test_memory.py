@@ -1,0 +1,31 @@
+"""Ten minutes of video must not need more memory than one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from media_files import repeat
+
+PREDICT = """
+import json, resource, sys, warnings
+warnings.simplefilter("ignore")
+import merfast
+engine = merfast.Engine(detector="haar", threads=2)
+(prediction,) = engine.predict([sys.argv[1]])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"seconds": prediction.end, "windows": len(prediction.windows), "peak": peak}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux counts it")
+def test_ten_minutes_stay_under_700_mib(face_clip: Path, tmp_path: Path) -> None:
+    long = repeat(face_clip, tmp_path / "long.mp4", 240)
+    run = subprocess.run([sys.executable, "-c", PREDICT, str(long)], check=True, capture_output=True, text=True)
+    result = json.loads(run.stdout)
+    assert result["seconds"] == pytest.approx(600, abs=15)
+    assert result["windows"] >= 37
+    assert result["peak"] < 700, f"peak {result['peak']:.0f} MiB"

@@ -1,0 +1,1 @@
+"""What writes bundles; not part of the installed package."""
