@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 YUNET = "face_detection_yunet_2023mar.onnx"
@@ -49,12 +50,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         marked = [c for c in cases if c.extra_info.get("baseline")]
         baseline = marked[0] if marked else max(cases, key=lambda c: c.stats.median)
         table.add_section()
-        table.add_row(f"[bold]{group}[/bold]")
+        table.add_row(f"[bold]{escape(group)}[/bold]")
         for case in sorted(cases, key=lambda c: c.stats.median):
             ratio = "baseline" if case is baseline else f"{baseline.stats.median / case.stats.median:.2f} x"
             note = f" ({case.extra_info['note']})" if "note" in case.extra_info else ""
             spread = f"{_time(case.stats.q1)} .. {_time(case.stats.q3)}"
-            table.add_row(f"  {case.name}{note}", _time(case.stats.median), spread, ratio)
+            table.add_row(escape(f"  {case.name}{note}"), _time(case.stats.median), spread, ratio)
     terminalreporter.write_line("")
     Console(file=terminalreporter._tw._file, width=120).print(table)
 

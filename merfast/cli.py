@@ -27,6 +27,9 @@ MEDIA_SUFFIXES = (
 )
 """What is taken from a folder; a file that is named itself is always tried."""
 
+_PORTION = 64
+"""Files that go to the engine at a time; their results are written before the next."""
+
 _FAILED, _USAGE, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
 
 
@@ -126,32 +129,46 @@ def _predict(options: argparse.Namespace) -> int:
     items = list(_expand(options.items))
     if options.csv not in (None, "-"):
         _check_output(Path(options.csv), items)
-    busy = _progress if sys.stderr.isatty() and not options.quiet else _no_progress
-    with busy(len(items)) as progress:
-        engine = _engine(options)
-        results: list[Prediction | Failure] = []
-        windows: list[Iterator[Prediction]] = []
-        if options.window is None:
-            results = engine.predict(items, on_error="return", progress=progress)
-        else:
-            hop = options.window if options.hop is None else options.hop
-            windows = [engine.timeline(item, window=options.window, hop=hop) for item in items]
+    if options.window is None:
+        results = _whole(options, items)
+    else:
+        engine, hop = _engine(options), options.window if options.hop is None else options.hop
+        # All at once, so that a wrong window is refused before any file is touched.
+        windows = [engine.timeline(item, window=options.window, hop=hop) for item in items]
+        results = (([r], []) for r in _timelines(items, windows))
     failed = 0
     with ExitStack() as stack:
-        writers = _writers(options, results, stack)
-        for result in results if options.window is None else _timelines(items, windows):
-            failed += not result.ok
-            for add in writers:
-                add(result)
+        writers: list[Callable[[Prediction | Failure], None]] | None = None
+        for portion, rest in results:
+            if writers is None:
+                writers = _writers(options, portion, rest, stack)
+            for result in portion:
+                failed += not result.ok
+                for add in writers:
+                    add(result)
     if failed and len(items) > 1:
         _say(f"{failed} of {len(items)} failed")
     return _FAILED if failed else 0
 
 
+def _whole(
+    options: argparse.Namespace, items: Sequence[str]
+) -> Iterator[tuple[Sequence[Prediction | Failure], Sequence[str]]]:
+    """Results in portions, each with the names still to come: a run that is stopped has written what was done."""
+    busy = _progress if sys.stderr.isatty() and not options.quiet else _no_progress
+    engine = None
+    for start in range(0, len(items), _PORTION):
+        with busy(start, len(items)) as progress:
+            engine = engine or _engine(options)
+            end = start + _PORTION
+            results = engine.predict(items[start:end], on_error="return", progress=progress)
+        yield results, items[end:]
+
+
 def _writers(
-    options: argparse.Namespace, results: Sequence[Prediction | Failure], stack: ExitStack
+    options: argparse.Namespace, results: Sequence[Prediction | Failure], names: Sequence[str], stack: ExitStack
 ) -> list[Callable[[Prediction | Failure], None]]:
-    """What each result is handed to; files are closed with the stack."""
+    """What each result is handed to, the first ones and names to come given; files are closed with the stack."""
     from merfast.cli_output import CsvWriter, JsonWriter
 
     if options.json:
@@ -168,7 +185,7 @@ def _writers(
     from merfast.cli_table import output_console, results_table, timeline_table
 
     console = output_console()
-    table = results_table(console, results) if options.window is None else timeline_table(console)
+    table = results_table(console, results, names) if options.window is None else timeline_table(console)
     return [*writers, table.add]
 
 
@@ -222,19 +239,19 @@ def _csv_file(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _progress(count: int) -> Iterator[Callable[[int], None]]:
+def _progress(done: int, count: int) -> Iterator[Callable[[int], None]]:
     """A bar on standard error, gone when the work is done; for a single item it only moves."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("predicting", total=None if count == 1 else count)
-        yield lambda done: progress.update(task, completed=done)
+        task = progress.add_task("predicting", total=None if count == 1 else count, completed=done)
+        yield lambda now: progress.update(task, completed=done + now)
 
 
 @contextmanager
-def _no_progress(count: int) -> Iterator[None]:
+def _no_progress(done: int, count: int) -> Iterator[None]:
     yield None
 
 
@@ -322,7 +339,3 @@ def _show_warning(
 
 def _say(text: str) -> None:
     print(f"merfast: {' '.join(text.splitlines())}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -194,13 +194,16 @@ class PredictionTable:
             self._print(Text(line, style))
 
 
-def results_table(console: Console, results: Sequence[Prediction | Failure]) -> PredictionTable:
-    """A table fitted to results that are all at hand: sources in a column."""
+def results_table(
+    console: Console, results: Sequence[Prediction | Failure], names_to_come: Sequence[str] = ()
+) -> PredictionTable:
+    """A table fitted to results at hand and to names of items still to come: sources in a column."""
     rows = [p for r in results if isinstance(r, Prediction) for p in (r, *r.others)]
     names = [
         "source",
         *(r.source for r in results),
         *(_face_name(p) for r in results if isinstance(r, Prediction) for p in r.others),
+        *names_to_come,
     ]
     layout = fit(
         console.width,

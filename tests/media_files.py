@@ -145,7 +145,8 @@ def repeat(path: Path, out: Path, times: int) -> Path:
     with av.open(str(path)) as source, av.open(str(out), "w") as target:
         streams = {s.index: target.add_stream_from_template(s) for s in source.streams}
         packets = [p for p in source.demux() if p.dts is not None]
-        length = max(float((p.pts + (p.duration or 0)) * p.time_base) for p in packets)
+        # A little more than it lasts: decoding times run ahead of showing times, and must rise.
+        length = 0.08 + max(float((p.pts + (p.duration or 0)) * p.time_base) for p in packets)
         stamps = [(p.dts, p.pts) for p in packets]
         for i in range(times):
             for packet, (dts, pts) in zip(packets, stamps, strict=True):

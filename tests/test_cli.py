@@ -344,7 +344,7 @@ def test_help_names_every_choice(capsys):
 
 
 def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "merfast.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "merfast", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, env=environment(), **options
     )
@@ -375,7 +375,7 @@ def test_process_version_and_light_help():
 
 
 def test_process_broken_pipe(face_clip):
-    command = [sys.executable, "-m", "merfast.cli", "predict", str(face_clip), "--window", "0.1", "--hop", "0.002"]
+    command = [sys.executable, "-m", "merfast", "predict", str(face_clip), "--window", "0.1", "--hop", "0.002"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
         assert process.stdout.readline()
         process.stdout.close()

@@ -1,0 +1,7 @@
+"""`python -m merfast`."""
+
+import sys
+
+from merfast.cli import main
+
+sys.exit(main())
