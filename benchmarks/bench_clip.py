@@ -21,9 +21,7 @@ def engine(**options: object) -> merfast.Engine:
 
 @pytest.mark.parametrize("detector", ["haar", "yunet"])
 @pytest.mark.parametrize("kernels", ["reference", "cpp"])
-def test_clip(
-    benchmark: BenchmarkFixture, clip: Path, detector: str, kernels: str, yunet_model: Path | None
-) -> None:
+def test_clip(benchmark: BenchmarkFixture, clip: Path, detector: str, kernels: str, yunet_model: Path | None) -> None:
     if detector == "yunet" and yunet_model is None:
         pytest.skip("YuNet's file is not here")
     model = {"detector_model": yunet_model} if detector == "yunet" else {}

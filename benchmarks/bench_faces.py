@@ -40,9 +40,7 @@ def test_detect(benchmark: BenchmarkFixture, frames: list[Frame], kind: str, yun
 
 @pytest.mark.parametrize("way", ["every-picture", "tracked"])
 @pytest.mark.parametrize("kind", ["haar", "yunet"])
-def test_track(
-    benchmark: BenchmarkFixture, frames: list[Frame], kind: str, way: str, yunet_model: Path | None
-) -> None:
+def test_track(benchmark: BenchmarkFixture, frames: list[Frame], kind: str, way: str, yunet_model: Path | None) -> None:
     if kind == "yunet" and yunet_model is None:
         pytest.skip("YuNet's file is not here")
     benchmark.group = f"faces of a clip ({kind}), 5 pictures a second"

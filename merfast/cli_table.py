@@ -237,7 +237,7 @@ def _notes(p: Prediction, *, used_shown: bool) -> Iterator[str]:
     if p.windows:
         yield f"average of {len(p.windows)} windows"
     for modality, reason in p.missing.items():
-        yield f"no {_SPOKEN[modality]}: {printable(reason)}"
+        yield f"{_SPOKEN[modality]}: {printable(reason)}"
     if not used_shown and "video" in p.modalities and p.face_coverage < 1:
         yield f"face in {p.face_coverage:.0%}"
     for warning in p.warnings:

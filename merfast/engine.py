@@ -18,6 +18,7 @@ from merfast import bundle as bundles
 from merfast.config import EngineConfig
 from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
 from merfast.media.decode import Source, source_name
+from merfast.media.faces import make_detector
 from merfast.media.windows import WindowSpec
 from merfast.models.model import inputs_of
 from merfast.ops import afg_cpu
@@ -92,6 +93,8 @@ class Engine:
             message = f"bundle {self.bundle.config.name!r} is untrained: its predictions mean nothing"
             warnings.warn(message, UntrainedWarning, stacklevel=2)
         self.plan: Plan = make_plan(self.config, self.bundle.config)
+        if self.plan.choice("faces") != "none":
+            make_detector(self.plan.choice("faces"), self.plan.detector_model)  # a bad file is refused here, not later
         self._threads = threads or len(os.sched_getaffinity(0))
         self._device = torch.device(self.plan.choice("device"))
         self._model = self.bundle.model.to(self._device)

@@ -72,7 +72,7 @@ def test_table_fits_its_width(width):
         "angry",
         "62",
         "-1.23",
-        "no face: no video track",
+        "face: no video track",
         "failed: cannot be read as media (Invalid data)",
     ):
         assert expected in text
@@ -111,8 +111,8 @@ def test_ascii_terminal():
 
 
 def test_note_stands_beside_the_row_where_there_is_room():
-    assert table_lines([voice_only()], 80)[2].strip() == "no face: no video track"
-    assert "no face: no video track" in table_lines([voice_only()], 160)[1]
+    assert table_lines([voice_only()], 80)[2].strip() == "face: no video track"
+    assert "face: no video track" in table_lines([voice_only()], 160)[1]
 
 
 def test_other_faces_and_parts():
@@ -132,7 +132,7 @@ def test_timeline_names_the_source_once_and_repeats_no_reason():
         table.add(result)
     lines = lines_of(console)
     assert lines.count("a.mp4") == lines.count("b.mp4") == 1
-    assert sum("no face: no face found" in line for line in lines) == 2
+    assert sum("face: no face found" in line for line in lines) == 2
     assert lines[-2] == "clips/broken.mp4"
     assert lines[-1].strip().startswith("failed: cannot")
 
@@ -211,7 +211,7 @@ def mixed(tmp_path, face_clip) -> Path:
 def test_predict_table(mixed, capsys):
     assert cli.main(["predict", str(mixed)]) == 1
     captured = capsys.readouterr()
-    for expected in ("1.mp4", "2.wav", "3.mp4", "failed: cannot be read", "no face: no video track", "100%"):
+    for expected in ("1.mp4", "2.wav", "3.mp4", "failed: cannot be read", "face: no video track", "100%"):
         assert expected in captured.out
     assert captured.err.count("untrained") == (not load().config.trained)
     assert "1 of 3 failed" in captured.err

@@ -64,7 +64,7 @@ class DecordMedia:
 
         try:
             times = self._reader.get_frame_timestamp(range(len(self._reader)))  # [T, 2] start and end
-            # decord counts from the stream's own start, and lists frames before it that the container says to leave out.
+            # decord counts from the stream's start, and lists frames before it that the container leaves out.
             times = times.astype(np.float64) + self._sound.video_start
             sampler = FrameSampler(self._rate)
             wanted = [i for i, t in enumerate(times[:, 0]) if t > -1e-3 and sampler.take(float(t))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -25,12 +26,16 @@ LOST = 0.5
 """Seconds that may be missing at the end before a file counts as truncated (and at least 2 % of it)."""
 
 
+Scalers = defaultdict[tuple[int, int], VideoReformatter]
+"""One for each size asked for: a scaler that alternates between sizes sets itself up anew every time."""
+
+
 class PyAVFrame:
     """A decoded picture in the codec's own format."""
 
-    def __init__(self, frame: av.VideoFrame, time: float, aspect: float, scaler: VideoReformatter) -> None:
+    def __init__(self, frame: av.VideoFrame, time: float, aspect: float, scalers: Scalers) -> None:
         self._frame = frame
-        self._scaler = scaler
+        self._scalers = scalers
         self._turn = round(frame.rotation / 90) * 90
         self._stored = max(1, round(frame.width * aspect)), frame.height  # before rotation, square pixels
         self.time = time
@@ -43,7 +48,7 @@ class PyAVFrame:
         return self._convert(*scaled_size(*self._stored, longest))
 
     def _convert(self, width: int, height: int) -> ByteArray:
-        frame = self._scaler.reformat(
+        frame = self._scalers[width, height].reformat(
             self._frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR
         )
         return rotate(np.asarray(frame.to_ndarray(), dtype=np.uint8), self._turn)
@@ -91,7 +96,7 @@ class PyAVMedia:
             self._video.codec_context.thread_count = threads
             self._video.thread_type = "AUTO" if threads > 1 else "SLICE"
         self._sampler = FrameSampler(frame_rate)
-        self._scaler = VideoReformatter()
+        self._scalers: Scalers = defaultdict(VideoReformatter)
         self._track = AudioTrack(name)
         self._mixer: av.AudioResampler | None = None
         self._mixed: object = None
@@ -134,7 +139,7 @@ class PyAVMedia:
         self.info.duration = max(self.info.duration, time + length)
         if self._sampler.take(time):
             aspect = float(self._video.sample_aspect_ratio or 1) or 1.0
-            yield PyAVFrame(frame, time, aspect, self._scaler)
+            yield PyAVFrame(frame, time, aspect, self._scalers)
 
     def _sound(self, frame: av.AudioFrame) -> Iterator[AudioChunk]:
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
