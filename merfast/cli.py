@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import tempfile
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if all went well; 1 if a file failed; 2 if the command cannot be carried out as given; 130 after Ctrl-C; 141
         if the reader of standard output went away.
     """
+    _repair_streams()
     options = _parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
@@ -58,6 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(str(error))
         return _FAILED if isinstance(error, MediaError) else _USAGE
     return status
+
+
+def _repair_streams() -> None:
+    """Let every name be written, whatever the output's encoding, and go on where an output is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,10 +150,12 @@ def _predict(options: argparse.Namespace) -> int:
         results = (([r], []) for r in _timelines(items, windows))
     failed = 0
     with ExitStack() as stack:
+        # Opened before the work, so that a place that cannot be written to is known at once.
+        file = stack.enter_context(_csv_file(Path(options.csv))) if options.csv not in (None, "-") else None
         writers: list[Callable[[Prediction | Failure], None]] | None = None
         for portion, rest in results:
             if writers is None:
-                writers = _writers(options, portion, rest, stack)
+                writers = _writers(options, portion, rest, file, stack)
             for result in portion:
                 failed += not result.ok
                 for add in writers:
@@ -166,7 +180,11 @@ def _whole(
 
 
 def _writers(
-    options: argparse.Namespace, results: Sequence[Prediction | Failure], names: Sequence[str], stack: ExitStack
+    options: argparse.Namespace,
+    results: Sequence[Prediction | Failure],
+    names: Sequence[str],
+    file: TextIO | None,
+    stack: ExitStack,
 ) -> list[Callable[[Prediction | Failure], None]]:
     """What each result is handed to, the first ones and names to come given; files are closed with the stack."""
     from merfast.cli_output import CsvWriter, JsonWriter
@@ -178,8 +196,8 @@ def _writers(
     writers: list[Callable[[Prediction | Failure], None]] = []
     if options.csv == "-":
         return [CsvWriter(sys.stdout).add]
-    if options.csv is not None:
-        writers.append(CsvWriter(stack.enter_context(_csv_file(Path(options.csv)))).add)
+    if file is not None:
+        writers.append(CsvWriter(file).add)
         if options.quiet:
             return writers
     from merfast.cli_table import output_console, results_table, timeline_table
@@ -206,7 +224,7 @@ def _expand(items: Sequence[str]) -> Iterator[str]:
         ConfigError: a folder cannot be read, or holds no media file.
     """
     for item in items:
-        if "://" in item or not Path(item).is_dir():
+        if not item or "://" in item or not Path(item).is_dir():
             yield item
             continue
         found: list[str] = []
@@ -233,9 +251,14 @@ def _check_output(path: Path, items: Sequence[str]) -> None:
 
 @contextmanager
 def _csv_file(path: Path) -> Iterator[TextIO]:
-    # backslashreplace: names of files need not be text in any encoding.
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        yield file
+    try:
+        # backslashreplace: names of files need not be text in any encoding.
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"--csv {path}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager

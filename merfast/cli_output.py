@@ -20,6 +20,7 @@ CSV_COLUMNS = (
     "face_coverage",
     "missing",
     "track",
+    "warnings",
     "error",
 )
 
@@ -57,4 +58,5 @@ class CsvWriter:
             values |= values.pop("probabilities")
             values["modalities"] = "+".join(prediction.modalities)
             values["missing"] = "; ".join(f"{m}: {reason}" for m, reason in prediction.missing.items())
+            values["warnings"] = "; ".join(prediction.warnings)
             self._rows.writerow({name: values[name] for name in CSV_COLUMNS if name in values})

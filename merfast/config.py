@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +40,17 @@ class EngineConfig:
     batch_seconds: float = 64.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.device, str):
+            raise ConfigError(f"device: got {self.device!r}, expected a string like 'cpu'")
+        if self.threads is not None and (not isinstance(self.threads, int) or isinstance(self.threads, bool)):
+            raise ConfigError(f"threads: got {self.threads!r}, expected a whole number")
+        if not isinstance(self.batch_seconds, (int, float)):
+            raise ConfigError(f"batch_seconds: got {self.batch_seconds!r}, expected a number of seconds")
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
                 raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
-        if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdigit():
+        if self.device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:[0-9]+", self.device):
             raise ConfigError(f"device: got {self.device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads: got {self.threads}, expected at least 1")

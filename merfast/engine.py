@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,16 +10,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn, overload
 
 import numpy as np
 import torch
 
 from merfast import bundle as bundles
 from merfast.config import EngineConfig
-from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
-from merfast.media.decode import Source, source_name
+from merfast.errors import ConfigError, MediaError, MerfastError, UnavailableError, UntrainedWarning
 from merfast.media.faces import make_detector
+from merfast.media.source import Source, is_file_object, source_name
 from merfast.media.windows import WindowSpec
 from merfast.models.model import inputs_of
 from merfast.ops import afg_cpu
@@ -77,6 +78,9 @@ class Engine:
         threads: int | None = None,
         batch_seconds: float = 64.0,
     ) -> None:
+        for name, value in (("bundle", bundle), ("detector_model", detector_model)):
+            if not isinstance(value, (str, os.PathLike, type(None))):
+                raise ConfigError(f"{name}: got {type(value).__name__}, expected a path")
         self.config = EngineConfig(
             device=device,
             precision=precision,
@@ -88,6 +92,7 @@ class Engine:
             threads=threads,
             batch_seconds=batch_seconds,
         )
+        _check_process()
         self.bundle = bundles.load(bundle)
         if not self.bundle.config.trained:
             message = f"bundle {self.bundle.config.name!r} is untrained: its predictions mean nothing"
@@ -103,8 +108,31 @@ class Engine:
             isa = kernel.removeprefix("cpp-")
             self._model.accelerate(partial(afg_cpu.prepare, isa=isa, threads=self._threads))
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Engine cannot be pickled: make one in each process")
+
     def __repr__(self) -> str:
         return f"Engine({self.bundle.config.name!r}, {self.plan.choice('device')})"
+
+    @overload
+    def predict(
+        self,
+        items: Iterable[Source],
+        *,
+        on_error: Literal["raise"] = "raise",
+        faces: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(
+        self,
+        items: Iterable[Source],
+        *,
+        on_error: Literal["return"],
+        faces: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Prediction | Failure]: ...
 
     def predict(
         self,
@@ -113,7 +141,7 @@ class Engine:
         on_error: Literal["raise", "return"] = "raise",
         faces: str | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> list[Prediction | Failure]:
+    ) -> list[Prediction] | list[Prediction | Failure]:
         """Predict a batch of items; the result of one does not depend on the others.
 
         Args:
@@ -130,11 +158,16 @@ class Engine:
             ConfigError: items is no collection, or an option does not exist.
             MediaError: an item cannot be read, or holds neither a face nor sound (with `on_error="raise"`).
         """
-        if isinstance(items, (str, bytes, Path)) or not isinstance(items, Iterable):
+        single = isinstance(items, (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray)) or is_file_object(
+            items
+        )
+        if single or not isinstance(items, Iterable):
             raise ConfigError(f"items: got {type(items).__name__}, expected a list, as in predict([item])")
+        _check_process()
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error: got {on_error!r}, expected 'raise' or 'return'")
         sources = list(items)
+        _check_distinct(sources)
         longest = self.bundle.config.preprocessing.max_window
         readers = self._readers(sources, WindowSpec(longest, longest), faces)
         results: list[Prediction | Failure] = []
@@ -159,29 +192,34 @@ class Engine:
 
         Returns:
             An iterator of predictions with `start` and `end`. The last window ends with the media. A window with
-            neither face nor sound has `emotion` None. Closing the iterator stops the reading.
+            neither face nor sound has `emotion` None. A warning is on the first prediction after it arose. Closing
+            the iterator stops the reading.
 
         Raises:
             ConfigError: window or hop is out of range.
             MediaError: the item cannot be read (on iteration).
         """
+        _check_process()
         longest = self.bundle.config.preprocessing.max_window
-        if not 0 < window <= longest:
-            raise ConfigError(f"window: got {window} s, expected above 0 and up to the bundle's {longest} s")
-        if not hop > 0:
-            raise ConfigError(f"hop: got {hop} s, expected above 0")
+        if not isinstance(window, (int, float)) or not 0 < window <= longest:
+            raise ConfigError(f"window: got {window!r}, expected seconds above 0 and up to the bundle's {longest:g}")
+        if not isinstance(hop, (int, float)) or not 0 < hop < math.inf:
+            raise ConfigError(f"hop: got {hop!r}, expected seconds above 0")
         (reader,) = self._readers([item], WindowSpec(window, hop), faces)
         return self._timeline(reader)
 
     def _timeline(self, reader: ItemReader) -> Iterator[Prediction]:
         stage = Prefetch(iter(reader), 2 * _TIMELINE_BATCH)
+        told = 0
         try:
             groups = iter(stage)
             while ready := list(islice(groups, _TIMELINE_BATCH)):
                 predictions = iter(self._predict_windows([(reader.name, w) for group in ready for w in group]))
                 for group in ready:
                     main, *others = islice(predictions, len(group))
-                    yield replace(main, others=tuple(others))
+                    news = tuple(reader.warnings[told:])
+                    told += len(news)
+                    yield replace(main, others=tuple(others), warnings=news)
         finally:
             stage.close()
 
@@ -274,11 +312,42 @@ def _prediction(name: str, window: Window, posterior: np.ndarray, valence: float
     )
 
 
+_process: int | None = None
+
+
+def _check_process() -> None:
+    """torch's thread pools do not survive a fork: what needs them would wait for ever."""
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise UnavailableError(
+            "this process was forked from one with an Engine, where torch's threads hang: start processes with "
+            "multiprocessing's 'spawn' or 'forkserver' method, and make an Engine in each"
+        )
+
+
+def _check_distinct(sources: Sequence[Source]) -> None:
+    seen: dict[int, int] = {}
+    for i, source in enumerate(sources):
+        first = seen.setdefault(id(source), i) if is_file_object(source) else i
+        if first != i:
+            raise ConfigError(f"items: {i} is the same open file as {first}, expected each to be read once")
+
+
+def _without_frames(error: MerfastError) -> MerfastError:
+    """The error without its tracebacks, whose frames would keep decoders and pictures alive as long as the error."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
 def _finish(item: _Item, error: MerfastError | None) -> Prediction | Failure:
     """An item's windows as one prediction."""
     name = item.reader.name
     if error is not None:
-        return Failure(name, error)
+        return Failure(name, _without_frames(error))
     groups = [[p for p in group if p is not None] for group in item.groups]
     mains = [group[0] for group in groups]
     if all(p.emotion is None for p in mains):

@@ -10,8 +10,9 @@ from typing import Generic, TypeVar
 
 from merfast.config import Preprocessing
 from merfast.errors import MediaError, MerfastError
-from merfast.media.decode import Source, open_media
+from merfast.media.decode import open_media
 from merfast.media.faces import make_detector
+from merfast.media.source import Source
 from merfast.media.tracks import FaceSource, FaceTracker, GivenFaces
 from merfast.media.windows import Windower, WindowSpec
 from merfast.plan import Plan
@@ -19,6 +20,10 @@ from merfast.types import Clip, Window
 
 T = TypeVar("T")
 S = TypeVar("S")
+
+
+STUCK = 2.0
+"""Seconds to wait for a thread that was told to end; a stuck one ends by itself when its source times out."""
 
 
 class Prefetch(Generic[T]):
@@ -68,9 +73,9 @@ class Prefetch(Generic[T]):
                 return
 
     def close(self) -> None:
-        """End the thread and wait for it."""
+        """End the thread, and wait for it unless it is stuck, as in reading from a source that sends nothing."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(STUCK)
 
 
 def prefetch_each(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ EMOTIONS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
 
 SAMPLE_RATE = 16_000
 """Sampling rate of all audio inside merfast, in Hz."""
+
+LOUDEST = 100.0
+"""Largest audio sample that is taken, where full scale is 1: beyond lie integers that were never scaled."""
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
@@ -79,8 +82,9 @@ class Clip:
         samples: FloatArray | None = None
         rate = 0
         if audio is not None:
-            if sample_rate is None or not 0 < sample_rate <= 1_000_000:
-                raise MediaError(name, f"sample_rate: got {sample_rate!r}, expected a rate in Hz with the audio")
+            if not _is_number(sample_rate) or not 1 <= sample_rate <= 1_000_000 or sample_rate != int(sample_rate):
+                got = f"sample_rate: got {sample_rate!r}"
+                raise MediaError(name, f"{got}, expected a whole number of Hz from 1 to 1000000 with the audio")
             samples, rate = _mono(name, audio), int(sample_rate)
             duration = max(duration, len(samples) / rate)
         if duration <= 0.0:
@@ -95,10 +99,13 @@ class Clip:
 
 def _frame_times(name: str, count: int, fps: float | None, times: object) -> tuple[npt.NDArray[np.float64], float]:
     if times is None:
-        if fps is None or not (math.isfinite(fps) and fps > 0):
+        if not _is_number(fps) or not (math.isfinite(fps) and fps > 0):
             raise MediaError(name, f"fps: got {fps!r}, expected a positive number with the frames (or times=)")
         return np.arange(count) / fps, count / fps
-    stamps = np.asarray(times, dtype=np.float64)
+    try:
+        stamps = np.asarray(times, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise MediaError(name, f"times: got {times!r:.80}, expected [{count}] seconds") from None
     if stamps.shape != (count,):
         raise MediaError(name, f"times: got shape {list(stamps.shape)}, expected [{count}], one for each frame")
     if count == 0:
@@ -114,15 +121,22 @@ def _mono(name: str, audio: npt.ArrayLike) -> FloatArray:
     if samples.ndim != 1 or samples.dtype.kind != "f":
         got = f"{samples.dtype} {list(samples.shape)}"
         raise MediaError(name, f"audio: got {got}, expected float [N], mono, in [-1, 1]")
-    check_finite(name, samples)
+    check_samples(name, samples)
     return samples.astype(np.float32)
 
 
-def check_finite(name: str, samples: npt.NDArray[Any]) -> None:
-    """Raise `MediaError` if any audio sample is NaN or infinite."""
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def check_samples(name: str, samples: npt.NDArray[Any]) -> None:
+    """Raise `MediaError` if any audio sample is NaN, infinite, or so large that its scale must be another one."""
     bad = len(samples) - int(np.isfinite(samples).sum())
     if bad:
         raise MediaError(name, f"audio: got {bad} NaN or infinite samples of {len(samples)}, expected finite values")
+    peak = float(np.abs(samples).max(initial=0.0))
+    if peak > LOUDEST:
+        raise MediaError(name, f"audio: got samples up to {peak:.6g}, expected a full scale of 1, as in [-1, 1]")
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,7 +174,7 @@ def test_csv_of_everything():
     out.seek(0)
     rows = list(csv.DictReader(out))
     columns = ["source", "start", "end", "emotion", *EMOTIONS, "valence"]
-    assert list(rows[0]) == [*columns, "modalities", "face_coverage", "missing", "track", "error"]
+    assert list(rows[0]) == [*columns, "modalities", "face_coverage", "missing", "track", "warnings", "error"]
     assert [r["track"] for r in rows] == ["0", "7", "", "", ""]
     assert [r["modalities"] for r in rows] == ["audio+video", "audio+video", "", "audio", ""]
     assert float(rows[0]["angry"]) == pytest.approx(0.62)

@@ -12,7 +12,8 @@ import pytest
 from media_files import set_rotation, truncate, write_video, write_wav
 
 from merfast.errors import MediaError
-from merfast.media.decode import AudioChunk, Frame, MediaInfo, Source, open_media, source_name
+from merfast.media.decode import AudioChunk, Frame, MediaInfo, open_media
+from merfast.media.source import Source, source_name
 from merfast.types import SAMPLE_RATE, ByteArray, Clip, FloatArray
 
 DECODERS = ["pyav", pytest.param("decord", marks=pytest.mark.skipif(sys.platform != "linux", reason="no wheel"))]

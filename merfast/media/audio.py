@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import numpy.typing as npt
 import soxr
 
 from merfast.media.decode import AudioChunk
-from merfast.types import SAMPLE_RATE, FloatArray, check_finite
+from merfast.types import SAMPLE_RATE, FloatArray, check_samples
 
 GAP = 0.1
 """Seconds that a timestamp may run ahead of the samples counted so far before it counts as a gap in the recording."""
@@ -36,9 +38,9 @@ class AudioTrack:
         """Add mono samples `[N]` at `rate` Hz that start at `time` seconds, or where the last ended if None.
 
         Raises:
-            MediaError: a sample is NaN or infinite.
+            MediaError: a sample is NaN, infinite or far too large.
         """
-        check_finite(self._name, samples)
+        check_samples(self._name, samples)
         out: list[AudioChunk] = []
         gap = time is not None and time - self.end > GAP
         if rate != self._rate or gap:
@@ -71,7 +73,7 @@ class AudioBuffer:
     """Keeps the samples that coming windows may still need."""
 
     def __init__(self) -> None:
-        self._chunks: list[AudioChunk] = []
+        self._chunks: deque[AudioChunk] = deque()
         self.end = 0  # samples, of the last one pushed
 
     def push(self, chunk: AudioChunk) -> None:
@@ -95,4 +97,5 @@ class AudioBuffer:
 
     def forget(self, before: int) -> None:
         """Drop what ends at or before this sample."""
-        self._chunks = [c for c in self._chunks if c.start + len(c.samples) > before]
+        while self._chunks and self._chunks[0].start + len(self._chunks[0].samples) <= before:
+            self._chunks.popleft()

@@ -6,20 +6,15 @@ decoder yields has a timestamp and a size, and is converted to pixels only where
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
-from merfast.errors import MediaError
-from merfast.types import ByteArray, Clip, FloatArray
-
-Source = str | Path | bytes | bytearray | memoryview | IO[bytes] | Clip
-"""What can be predicted: a path, a URL that FFmpeg opens, a file's content, an open binary file, or decoded arrays."""
+from merfast.media.source import Source, check_source
+from merfast.types import SAMPLE_RATE, ByteArray, Clip, FloatArray
 
 
 class Frame(Protocol):
@@ -49,11 +44,19 @@ Event = Frame | AudioChunk
 
 @dataclass
 class MediaInfo:
-    """What is known of an open source; `duration` is final, and `warnings` complete, when it has been read."""
+    """What is known of an open source.
+
+    Attributes:
+        has_video, has_audio: whether there is such a track.
+        unreadable: "video" or "audio" -> why that track cannot be decoded.
+        duration: seconds; final when all has been read.
+        warnings: what went wrong without being fatal; complete when all has been read.
+    """
 
     name: str
     has_video: bool
     has_audio: bool
+    unreadable: dict[str, str] = field(default_factory=dict)
     duration: float = 0.0
     warnings: list[str] = field(default_factory=list)
 
@@ -90,6 +93,17 @@ class FrameSampler:
         return True
 
 
+def interleave(frames: Iterator[Frame], sound: Iterator[AudioChunk]) -> Iterator[Event]:
+    """Both in order of time: sound is never behind the frames, and a chunk ahead of them at most."""
+    heard = 0.0
+    for frame in frames:
+        while heard <= frame.time and (chunk := next(sound, None)) is not None:
+            heard = (chunk.start + len(chunk.samples)) / SAMPLE_RATE
+            yield chunk
+        yield frame
+    yield from sound
+
+
 def scaled_size(width: int, height: int, longest: int) -> tuple[int, int]:
     """(width, height) scaled down so that the longer one is at most `longest`, neither below 1."""
     scale = min(1.0, longest / max(width, height))
@@ -99,51 +113,6 @@ def scaled_size(width: int, height: int, longest: int) -> tuple[int, int]:
 def rotate(image: ByteArray, degrees: int) -> ByteArray:
     """Turn `[H, W, 3]` counterclockwise by a multiple of 90 degrees."""
     return np.ascontiguousarray(np.rot90(image, degrees // 90)) if degrees % 360 else image
-
-
-def source_name(source: Source, index: int = 0) -> str:
-    """What messages call a source; `index` is its place in the batch."""
-    if isinstance(source, Clip):
-        return source.name
-    if isinstance(source, (str, Path)):
-        return str(source)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return f"<bytes #{index}>"
-    name = getattr(source, "name", None)
-    return name if isinstance(name, str) else f"<stream #{index}>"
-
-
-def is_url(source: object) -> bool:
-    return isinstance(source, str) and "://" in source
-
-
-def check_source(source: Any, name: str) -> str | IO[bytes]:
-    """The source as a path, URL or binary file object.
-
-    Raises:
-        MediaError: it does not exist, is empty, or is of a kind that cannot be read.
-    """
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        if not len(source):
-            raise MediaError(name, "is empty (0 bytes)")
-        return io.BytesIO(source)
-    if isinstance(source, str) and is_url(source):
-        return source
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        if path.is_dir():
-            raise MediaError(name, "is a directory, expected a media file")
-        if not path.exists():
-            raise MediaError(name, "no such file")
-        if path.is_file() and not path.stat().st_size:
-            raise MediaError(name, "is empty (0 bytes)")
-        return str(path)
-    if isinstance(source, io.TextIOBase):
-        raise MediaError(name, "is open as text, expected binary mode ('rb')")
-    if hasattr(source, "read"):
-        return cast("IO[bytes]", source)
-    kind = type(source).__name__
-    raise MediaError(name, f"got {kind}, expected a path, URL, bytes, binary file or Clip.from_arrays(...)")
 
 
 def open_media(

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from merfast.media.audio import AudioTrack
-from merfast.media.decode import Event, FrameSampler, MediaInfo, scaled_size
+from merfast.media.decode import AudioChunk, Event, Frame, FrameSampler, MediaInfo, interleave, scaled_size
 from merfast.types import ByteArray, Clip
 
 BLOCK = 1.0
@@ -48,17 +48,24 @@ class ArrayMedia:
         )
 
     def events(self) -> Iterator[Event]:
+        return interleave(self._frames(), self._sound())
+
+    def _frames(self) -> Iterator[Frame]:
         clip = self._clip
-        if clip.audio is not None and len(clip.audio):
-            track = AudioTrack(clip.name)
-            block = max(1, round(clip.sample_rate * BLOCK))
-            for i in range(0, len(clip.audio), block):
-                yield from track.push(clip.audio[i : i + block], clip.sample_rate, None)
-            yield from track.flush()
         if self._video and clip.frames is not None:
-            for image, time in zip(clip.frames, clip.times, strict=True):
-                if self._sampler.take(float(time)):
-                    yield ArrayFrame(image, float(time))
+            for image, time in zip(clip.frames, clip.times.tolist(), strict=True):
+                if self._sampler.take(time):
+                    yield ArrayFrame(image, time)
+
+    def _sound(self) -> Iterator[AudioChunk]:
+        clip = self._clip
+        if clip.audio is None:
+            return
+        track = AudioTrack(clip.name)
+        block = max(1, round(clip.sample_rate * BLOCK))
+        for i in range(0, len(clip.audio), block):
+            yield from track.push(clip.audio[i : i + block], clip.sample_rate, None)
+        yield from track.flush()
 
     def close(self) -> None:
         pass

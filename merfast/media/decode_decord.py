@@ -8,56 +8,49 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from merfast.errors import MediaError, UnavailableError
-from merfast.media.decode import AudioChunk, Event, FrameSampler, is_url
+from merfast.media.decode import AudioChunk, Event, Frame, FrameSampler, interleave
 from merfast.media.decode_arrays import ArrayFrame
 from merfast.media.decode_pyav import PyAVMedia
-from merfast.types import SAMPLE_RATE
+from merfast.media.source import Reader, is_url
 
 
 class DecordMedia:
     """Reads a path or binary file; arguments and errors as for `PyAVMedia`."""
 
-    def __init__(
-        self, source: str | IO[bytes], name: str, *, frame_rate: float, want_video: bool, threads: int
-    ) -> None:
+    def __init__(self, source: str | Reader, name: str, *, frame_rate: float, want_video: bool, threads: int) -> None:
         try:
             import decord
         except ImportError:
             raise UnavailableError("decoder 'decord' is not installed: pip install 'merfast[decord]'") from None
         if is_url(source):
             raise MediaError(name, "decord reads files only, not URLs: use decoder='pyav'")
-        content = None if isinstance(source, str) else source.read()
-        first, second = (source, source) if content is None else (io.BytesIO(content), io.BytesIO(content))
-        self._sound = PyAVMedia(first, name, frame_rate=frame_rate, want_video=False, threads=1)
+        pictures: Any = source
+        if isinstance(source, Reader):
+            content = source.read()
+            source, pictures = Reader(io.BytesIO(content), name), io.BytesIO(content)
+        self._sound = PyAVMedia(source, name, frame_rate=frame_rate, want_video=False, threads=1)
         self.info = self._sound.info
         self._rate = frame_rate
         self._reader: Any = None
         self._end = 0.0
         if want_video and self.info.has_video:
             try:
-                self._reader = decord.VideoReader(second, num_threads=threads)
+                self._reader = decord.VideoReader(pictures, num_threads=threads)
             except decord.DECORDError as error:
                 self._sound.close()
                 raise MediaError(name, f"cannot be read by decord ({str(error).splitlines()[0][:200]})") from error
 
     def events(self) -> Iterator[Event]:
-        """Audio runs ahead of the frames by up to one chunk."""
-        sound = (e for e in self._sound.events() if isinstance(e, AudioChunk)) if self.info.has_audio else iter(())
-        heard = 0
-        for frame in self._frames():
-            while heard <= frame.time * SAMPLE_RATE and (chunk := next(sound, None)) is not None:
-                heard = chunk.start + len(chunk.samples)
-                yield chunk
-            yield frame
-        yield from sound
+        sound = (e for e in self._sound.events() if isinstance(e, AudioChunk))
+        yield from interleave(self._frames(), sound if self.info.has_audio else iter(()))
         self.info.duration = max(self.info.duration, self._end)
 
-    def _frames(self) -> Iterator[ArrayFrame]:
+    def _frames(self) -> Iterator[Frame]:
         if self._reader is None:
             return
         import decord

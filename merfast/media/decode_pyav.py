@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -14,17 +14,27 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from merfast.errors import MediaError
 from merfast.media.audio import AudioTrack
 from merfast.media.decode import AudioChunk, Event, FrameSampler, MediaInfo, rotate, scaled_size
+from merfast.media.source import Reader, is_url
+from merfast.media.timestamps import Continuity
 from merfast.types import ByteArray
 
 OPEN_TIMEOUT, READ_TIMEOUT = 15.0, 30.0
 """Seconds that a network source may stall, when it is opened and while it is read."""
 
-EXACT_DURATION = {"mov", "mp4", "matroska", "webm"}
+EXACT_DURATION = {
+    *("mov", "mp4", "matroska", "webm", "avi", "flv", "asf", "mxf"),
+    *("wav", "w64", "flac", "aiff", "caf", "au"),
+}
 """Containers whose header states the duration, instead of leaving it to be estimated."""
+
+SLOWEST = 1000
+"""Hz: a lower sampling rate is a damaged header, and would make hours of a few packets."""
+
+LONGEST_STEP = 1.0
+"""Seconds that a picture without a successor is taken to last, at most."""
 
 LOST = 0.5
 """Seconds that may be missing at the end before a file counts as truncated (and at least 2 % of it)."""
-
 
 Scalers = defaultdict[tuple[int, int], VideoReformatter]
 """One for each size asked for: a scaler that alternates between sizes sets itself up anew every time."""
@@ -58,43 +68,27 @@ class PyAVMedia:
     """Reads a path, URL or binary file with FFmpeg.
 
     Args:
-        source: path, URL, or an object with `read` (and `seek`, which most formats need).
+        source: path, URL, or open file (which most formats need to seek in).
         name: what messages call it.
         frame_rate: frames wanted a second, at most.
         want_video: False skips the video.
         threads: of the video codec.
 
     Raises:
-        MediaError: FFmpeg cannot open it, or it has neither video nor audio.
+        MediaError: FFmpeg cannot open it, or it has neither video nor audio that it can decode.
     """
 
-    def __init__(
-        self, source: str | IO[bytes], name: str, *, frame_rate: float, want_video: bool, threads: int
-    ) -> None:
-        timeout = (OPEN_TIMEOUT, READ_TIMEOUT) if isinstance(source, str) and "://" in source else None
+    def __init__(self, source: str | Reader, name: str, *, frame_rate: float, want_video: bool, threads: int) -> None:
+        timeout = (OPEN_TIMEOUT, READ_TIMEOUT) if is_url(source) else None
         try:
             self._container = av.open(source, mode="r", timeout=timeout, metadata_errors="replace")
         except (av.FFmpegError, OSError, ValueError) as error:
             raise MediaError(name, f"cannot be read as media ({_reason(error)})") from error
-        video = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
-        best_video, best_audio = self._container.streams.best("video"), self._container.streams.best("audio")
-        chosen: Any = best_video if best_video in video else next(iter(video), None)
-        self._video = chosen
-        self._audio: Any = best_audio
-        self.info = MediaInfo(name, has_video=self._video is not None, has_audio=self._audio is not None)
-        if not self.info.has_video and not self.info.has_audio:
+        try:
+            self._choose(name, want_video, threads)
+        except BaseException:
             self.close()
-            raise MediaError(name, "holds neither a video nor an audio stream")
-        self._start = (self._container.start_time or 0) / av.time_base
-        self.video_start = 0.0  # seconds from the start of the media to the first frame
-        first = self._video.start_time if self._video is not None else None
-        if first is not None:
-            self.video_start = max(0.0, float(first * self._video.time_base) - self._start)
-        if not want_video:
-            self._video = None
-        if self._video is not None:
-            self._video.codec_context.thread_count = threads
-            self._video.thread_type = "AUTO" if threads > 1 else "SLICE"
+            raise
         self._sampler = FrameSampler(frame_rate)
         self._scalers: Scalers = defaultdict(VideoReformatter)
         self._track = AudioTrack(name)
@@ -103,11 +97,36 @@ class PyAVMedia:
         self._time = 0.0  # of the last picture
         self._frames = 0
 
+    def _choose(self, name: str, want_video: bool, threads: int) -> None:
+        """The best stream of each kind; without a codec it counts as there, but not as readable."""
+        streams = self._container.streams
+        pictures = [s for s in streams.video if not s.disposition & Disposition.attached_pic]
+        best = streams.best("video")
+        video: Any = best if best in pictures else next(iter(pictures), None)
+        audio: Any = streams.best("audio") or next(iter(streams.audio), None)
+        self.info = MediaInfo(name, has_video=video is not None, has_audio=audio is not None)
+        self._start = (self._container.start_time or 0) / av.time_base
+        self._continuity = Continuity()
+        for kind, stream in (("video", video), ("audio", audio)):
+            if stream is not None and stream.codec_context is None:
+                self.info.unreadable[kind] = f"FFmpeg has no decoder for the {kind} track's codec"
+        self._video: Any = None if "video" in self.info.unreadable or not want_video else video
+        self._audio: Any = None if "audio" in self.info.unreadable else audio
+        if not self.info.has_video and not self.info.has_audio:
+            raise MediaError(name, "holds neither a video nor an audio stream")
+        if self._video is None and self._audio is None and self.info.unreadable:
+            raise MediaError(name, "; ".join(self.info.unreadable.values()))
+        first = video.start_time if video is not None else None
+        # Seconds from the start of the media to the first frame.
+        self.video_start = 0.0 if first is None else max(0.0, float(first * video.time_base) - self._start)
+        if self._video is not None:
+            self._video.codec_context.thread_count = threads
+            self._video.thread_type = "AUTO" if threads > 1 else "SLICE"
+
     def events(self) -> Iterator[Event]:
         name, damaged = self.info.name, 0
-        streams = [s for s in (self._video, self._audio) if s is not None]
         try:
-            for packet in self._container.demux(streams) if streams else ():
+            for packet in self._packets():
                 try:
                     frames: Any = packet.decode()
                 except av.FFmpegError as error:
@@ -124,14 +143,39 @@ class PyAVMedia:
         self.info.duration = self._end()
         if damaged:
             self.info.warnings.append(f"{damaged} damaged packets were skipped")
+        if self._continuity.jumps:
+            self.info.warnings.append(f"timestamps jump {self._continuity.jumps} times; the jumps were closed")
         self._check_whole(damaged)
 
     def close(self) -> None:
         self._container.close()
 
+    def _packets(self) -> Iterator[av.Packet[Any]]:
+        """Packets of the chosen streams, then one without data for each stream."""
+        streams = [s for s in (self._video, self._audio) if s is not None]
+        late = False
+        while streams:
+            try:
+                yield from self._container.demux(streams)
+            except IndexError:
+                # PyAV trips over streams that begin after the header was read; reading goes on behind that packet.
+                if not late:
+                    self.info.warnings.append("a track that begins late was left out")
+                late = True
+                continue
+            return
+
+    def _clock(self, frame: av.VideoFrame | av.AudioFrame, kind: int, step: float) -> float | None:
+        """When a decoded frame is to be shown or heard, in seconds from the start of the media."""
+        if frame.time is None:
+            return None
+        time = frame.time - self._start
+        return time + self._continuity.shift(kind, time, step)
+
     def _picture(self, frame: av.VideoFrame) -> Iterator[PyAVFrame]:
-        step = float(1 / (self._video.average_rate or 25))
-        time = self._time + step * bool(self._frames) if frame.time is None else frame.time - self._start
+        step = min(LONGEST_STEP, float(1 / (self._video.average_rate or 25)))
+        stamp = self._clock(frame, 0, step)
+        time = self._time + step * bool(self._frames) if stamp is None else stamp
         self._time = time = max(time, self._time, 0.0)  # FFmpeg may report times that fall by a rounding error
         self._frames += 1
         # With a variable rate the stated duration may be that of another frame: no more than an average one counts.
@@ -154,8 +198,11 @@ class PyAVMedia:
         if self._mixer is None:
             return
         for mixed in self._mixer.resample(frame):
+            if mixed.sample_rate < SLOWEST:
+                message = f"audio: got a sampling rate of {mixed.sample_rate} Hz, expected {SLOWEST} or more"
+                raise MediaError(self.info.name, message)
             samples = np.ascontiguousarray(mixed.to_ndarray().reshape(-1), dtype=np.float32)
-            time = None if mixed.time is None else mixed.time - self._start
+            time = self._clock(mixed, 1, len(samples) / mixed.sample_rate)
             yield from self._track.push(samples, mixed.sample_rate, time)
         self.info.duration = max(self.info.duration, self._track.end)
 
@@ -169,10 +216,20 @@ class PyAVMedia:
         if end <= 0.0:
             why = f"{damaged} damaged packets" if damaged else "no frames and no samples"
             raise MediaError(name, f"nothing in it can be decoded ({why})")
-        formats = set(self._container.format.name.split(","))
-        stated = (self._container.duration or 0) / av.time_base
-        if formats & EXACT_DURATION and self._video is not None and stated - end > max(LOST, 0.02 * stated):
+        stated = self._stated_end() if EXACT_DURATION & set(self._container.format.name.split(",")) else 0.0
+        # With jumps closed the file is shorter than its header says, for a reason that is given.
+        if not self._continuity.jumps and stated - end > max(LOST, 0.02 * stated):
             raise MediaError(name, f"is truncated: its header says {stated:.2f} s, its data ends at {end:.2f} s")
+
+    def _stated_end(self) -> float:
+        """Where the header says that the streams being read end, in seconds; 0 if it says nothing of them."""
+        streams = [s for s in (self._video, self._audio) if s is not None]
+        ends = [float(((s.start_time or 0) + s.duration) * s.time_base) - self._start for s in streams if s.duration]
+        # Matroska, AVI and others state one duration for the whole file: it may be that of a stream not read.
+        unread = self.info.has_video and self._video is None
+        if len(ends) < len(streams) and not unread:
+            ends.append((self._container.duration or 0) / av.time_base)
+        return max(ends, default=0.0)
 
 
 def _reason(error: Exception) -> str:

@@ -20,6 +20,9 @@ TAIL = 0.05
 KEEP_MAIN = 1.5
 """How much more of a subject another face must be before it becomes the main one of the next window."""
 
+LAG = 30.0
+"""Seconds that one track may be behind the other, as when it has ended, before windows are cut without it."""
+
 FEWEST_CROPS = 3
 """Crops that another face than the main one needs to be reported."""
 
@@ -68,6 +71,7 @@ class Windower:
         self._seen_until = -math.inf
         self._main: int | None = None
         self._next = 0
+        self._late = False  # whether something belonged to a window that was already cut
 
     def run(self) -> Iterator[list[Window]]:
         """One list for each window, in order: the main face's first, then other faces', the most seen first.
@@ -77,6 +81,7 @@ class Windower:
         """
         for event in self._media.events():
             if isinstance(event, AudioChunk):
+                self._late |= event.start < (self._spec.start(self._next) - LAG / 2) * SAMPLE_RATE
                 self._audio.push(event)
             elif self._faces is not None:
                 self._see(self._faces.push(event))
@@ -84,20 +89,29 @@ class Windower:
                 yield self._cut(self._spec.end(self._next))
         if self._faces is not None:
             self._see(self._faces.flush())
+        if self._late:
+            message = f"sound and picture lie more than {LAG:.0f} s apart in the file: some of it came too late"
+            self._media.info.warnings.append(message)
         duration = self._media.info.duration
         while self._remains(duration):
             yield self._cut(min(self._spec.end(self._next), duration))
 
     def _see(self, views: Iterator[FacesAt]) -> None:
         for view in views:
+            self._late |= view.time < self._spec.start(self._next) - LAG / 2
             self._seen.append(view)
             self._seen_until = view.time
 
     def _complete(self) -> bool:
+        """Whether nothing more belongs to the next window: each track is past its end, or lags too far to wait."""
         end, info = self._spec.end(self._next), self._media.info
-        video = self._faces is None or not info.has_video or self._seen_until >= end
-        audio = not info.has_audio or self._audio.end >= end * SAMPLE_RATE
-        return video and audio and (self._seen_until >= end or self._audio.end >= end * SAMPLE_RATE)
+        seen, heard = self._seen_until, self._audio.end / SAMPLE_RATE
+        if self._faces is not None and info.has_video and seen < end:
+            if heard < end + LAG:
+                return False
+            self._see(self._faces.flush())
+        audio = not info.has_audio or heard >= end or seen >= end + LAG
+        return audio and max(seen, heard) >= end
 
     def _remains(self, duration: float) -> bool:
         if self._next == 0:
@@ -129,6 +143,8 @@ class Windower:
         audio = self._audio.read(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE))
         if not self._media.info.has_audio:
             return audio, {"audio": "no audio track"}
+        if "audio" in self._media.info.unreadable:
+            return audio, {"audio": self._media.info.unreadable["audio"]}
         if not len(audio):
             return audio, {"audio": "no sound in this stretch"}
         if max(float(audio.max()), -float(audio.min())) < self._preprocessing.silence:
@@ -156,4 +172,6 @@ class Windower:
             return "no video track"
         if self._faces is None:
             return "faces are not looked for"
+        if "video" in self._media.info.unreadable:
+            return self._media.info.unreadable["video"]
         return "no face found" if sampled else "no frames in this stretch"
