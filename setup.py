@@ -16,7 +16,7 @@ ISA_FLAGS = {
     # GCC 12 warns of its own _mm512_undefined_ps() (bug 105593).
     "csrc/afg_avx512.cpp": ["-mavx512f", "-mavx2", "-mfma", "-Wno-maybe-uninitialized"],
 }
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+X86 = platform.machine() == "x86_64"
 
 
 class BuildExt(build_ext):
@@ -28,7 +28,10 @@ class BuildExt(build_ext):
                 built
                 for source, flags in ISA_FLAGS.items()
                 for built in self.compiler.compile(
-                    [source], output_dir=self.build_temp, extra_postargs=[*ext.extra_compile_args, *flags]
+                    [source],
+                    output_dir=self.build_temp,
+                    macros=ext.define_macros,
+                    extra_postargs=[*ext.extra_compile_args, *flags],
                 )
             ]
         super().build_extension(ext)

@@ -192,8 +192,8 @@ void Afg::gather(const float* x, const float* guide, const std::vector<AfgSpan>&
     for (int i = 1; i < workers; ++i) {
         try {
             helpers.emplace_back(work, scratch[static_cast<std::size_t>(i)].get());
-        } catch (const std::system_error&) {
-            break;  // no more threads to be had: the ones there are do the work
+        } catch (const std::exception&) {
+            break;  // no more threads or memory to be had: the threads there are do the work
         }
     }
     work(scratch[0].get());

@@ -26,12 +26,13 @@ std::string text(const std::vector<py::ssize_t>& shape) {
 template <class T>
 const T* checked(const char* name, const py::array& array, const std::vector<py::ssize_t>& expected) {
     const std::vector<py::ssize_t> shape(array.shape(), array.shape() + array.ndim());
-    const bool contiguous = (array.flags() & py::array::c_style) != 0;
+    const int usable = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+    const bool contiguous = (array.flags() & usable) == usable;
     if (shape == expected && contiguous && py::isinstance<py::array_t<T>>(array)) {
         return static_cast<const T*>(array.data());
     }
     std::ostringstream message;
-    message << "afg " << name << ": got " << (contiguous ? "" : "non-contiguous ")
+    message << "afg " << name << ": got " << (contiguous ? "" : "non-contiguous or unaligned ")
             << std::string(py::str(array.dtype())) << ' ' << text(shape) << ", expected "
             << std::string(py::str(py::dtype::of<T>())) << ' ' << text(expected);
     throw py::value_error(message.str());
@@ -56,7 +57,10 @@ class AfgKernel {
         const py::ssize_t sets = extent("offsets", offsets, 1, 0) - 1;
         if (sets < 0) throw py::value_error("afg offsets: got int64 [0], expected int64 [B + 1]");
         const float* p_x = checked<float>("x", x, {rows, shape.dim});
-        const int64_t* p_offsets = checked<int64_t>("offsets", offsets, {sets + 1});
+        // A copy: another thread may write to the array once the GIL is released, after these were checked.
+        const int64_t* p_first = checked<int64_t>("offsets", offsets, {sets + 1});
+        const std::vector<int64_t> bounds(p_first, p_first + sets + 1);
+        const int64_t* p_offsets = bounds.data();
         if (guide.has_value() != (shape.guide_dim > 0)) {
             throw py::value_error(std::string("afg guide: got guide=") + (guide ? "True" : "False") +
                                   " with guide_weight=" + (guide ? "False" : "True") + ", expected both or neither");

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -77,13 +78,15 @@ def save(path: str | Path, config: BundleConfig, model: FusedModel) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     _check_tensors(root / WEIGHTS_FILE, tensors, _skeleton(config))
     try:
-        text = json.dumps(config.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(config.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        content = text.encode()
+        BundleConfig.from_dict(json.loads(text))  # what loading would refuse is not written
     except (TypeError, ValueError) as error:
         raise BundleError(f"{root / CONFIG_FILE}: {error}") from error
     try:
         root.mkdir(parents=True, exist_ok=True)
         _replace(root / WEIGHTS_FILE, safetensors.torch.save(tensors))
-        _replace(root / CONFIG_FILE, (text + "\n").encode())
+        _replace(root / CONFIG_FILE, content)
     except OSError as error:
         raise BundleError(f"{root}: cannot be written: {error}") from error
 
@@ -127,7 +130,7 @@ def _skeleton(config: BundleConfig) -> FusedModel:
     """The model without memory for its weights, and without touching the random state."""
     try:
         with torch.device("meta"):
-            return FusedModel(config)
+            return FusedModel(config).float()
     except (RuntimeError, OverflowError, TypeError) as error:
         raise BundleError(f"config does not describe a model: {error}") from error
 
@@ -146,6 +149,8 @@ def _check_tensors(file: Path, tensors: Mapping[str, Tensor], model: FusedModel)
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
             got, want = (f"{t.dtype} {list(t.shape)}" for t in (tensor, wanted))
             raise BundleError(f"{file}: tensor {name!r}: got {got}, expected {want}")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise BundleError(f"{file}: tensor {name!r}: got a negative variance, expected 0 or more")
         if not tensor.isfinite().all():
             raise BundleError(f"{file}: tensor {name!r}: got NaN or infinite values, expected finite ones")
 
@@ -158,7 +163,7 @@ def _listed(what: str, names: list[str], most: int = 4) -> str:
 
 def _replace(file: Path, data: bytes) -> None:
     """Write beside the file and rename, so that no reader sees half of it."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with part.open("wb") as out:
             out.write(data)

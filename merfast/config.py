@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,6 +59,18 @@ class EngineConfig:
             raise ConfigError(f"detector_model: is a YuNet file, but detector is {self.detector!r}")
 
 
+# Limits of what a bundle may ask for: a damaged or hostile config is refused before memory is taken for it.
+_MOST = {
+    "sample_rate": SAMPLE_RATE,
+    "frame_rate": 120,
+    "crop_size": 1024,
+    "face_scale": 10,
+    "max_window": 600,
+    "silence": 0.5,
+}
+_WIDEST, _LONGEST_LIST = 8192, 64
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How media becomes encoder input: rates in Hz, sizes in pixels, times in seconds."""
@@ -73,9 +84,9 @@ class Preprocessing:
 
     def check(self) -> None:
         for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if not (math.isfinite(value) and value > 0):
-                raise BundleError(f"config preprocessing.{f.name}: got {value}, expected above 0")
+            value, most = getattr(self, f.name), _MOST[f.name]
+            if not 0 < value <= most:
+                raise BundleError(f"config preprocessing.{f.name}: got {value}, expected above 0 and up to {most:g}")
         if self.sample_rate != SAMPLE_RATE:
             raise BundleError(f"config preprocessing.sample_rate: got {self.sample_rate}, expected {SAMPLE_RATE}")
 
@@ -93,8 +104,13 @@ class StreamConfig:
     def check(self) -> None:
         if self.modality not in ("audio", "video"):
             raise BundleError(f"config stream {self.name!r}: got modality {self.modality!r}, expected audio or video")
-        if self.dim < 1:
-            raise BundleError(f"config stream {self.name!r}: got dim {self.dim}, expected at least 1")
+        if not 1 <= self.dim <= _WIDEST:
+            raise BundleError(f"config stream {self.name!r}: got dim {self.dim}, expected 1 to {_WIDEST}")
+        for option, value in self.options.items():
+            entries = value if isinstance(value, (list, tuple)) else [value]
+            numbers = [v for v in entries if isinstance(v, (int, float))]
+            if len(entries) > _LONGEST_LIST or any(not -_WIDEST <= v <= _WIDEST for v in numbers):
+                raise BundleError(f"config stream {self.name!r}: got {option}={value!r:.60}, which is too large")
 
 
 @dataclass(frozen=True)
@@ -109,14 +125,15 @@ class FusionConfig:
     weights: tuple[float, ...] = ()
 
     def check(self) -> None:
-        if min(self.dim, self.attention_dim, self.heads, self.valence_dim) < 1 or self.dim % self.heads:
-            raise BundleError(f"config fusion: expected positive widths, dim a multiple of heads, got {self}")
+        widths = (self.dim, self.attention_dim, self.heads, self.valence_dim)
+        if min(widths) < 1 or max(widths) > _WIDEST or self.dim % self.heads:
+            raise BundleError(f"config fusion: expected widths of 1 to {_WIDEST}, heads dividing dim, got {self}")
         if not self.structures or len(set(self.structures)) < len(self.structures):
             raise BundleError(f"config fusion.structures: got {self.structures}, expected distinct names")
         if unknown := [s for s in self.structures if s not in STRUCTURES]:
             raise BundleError(f"config fusion.structures: got {unknown}, expected of {', '.join(STRUCTURES)}")
-        fits = len(self.weights) == len(self.structures) and min(self.weights) >= 0 and 0 < sum(self.weights) < math.inf
-        if self.weights and not fits:
+        fits = len(self.weights) == len(self.structures) and all(0 <= w <= 1e6 for w in self.weights)
+        if self.weights and not (fits and sum(self.weights) > 0):
             raise BundleError(f"config fusion.weights: got {self.weights}, expected one per structure, none below 0")
 
     @property
@@ -202,7 +219,7 @@ def _checked(value: Any, kind: str, where: str) -> Any:
     wrong = wanted is not None and (not isinstance(value, wanted) or (kind != "bool" and isinstance(value, bool)))
     if kind.startswith("tuple"):
         inner = expected.get(kind.removeprefix("tuple[").split(",")[0], object)
-        wrong = not isinstance(value, tuple) or not all(isinstance(v, inner) for v in value)
+        wrong = not isinstance(value, tuple) or not all(isinstance(v, inner) and not isinstance(v, bool) for v in value)
     if kind.startswith("dict"):
         wrong = not isinstance(value, Mapping)
     if wrong:

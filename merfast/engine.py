@@ -17,7 +17,7 @@ import torch
 
 from merfast import bundle as bundles
 from merfast.config import EngineConfig
-from merfast.errors import ConfigError, MediaError, MerfastError, UnavailableError, UntrainedWarning
+from merfast.errors import BundleError, ConfigError, MediaError, MerfastError, UnavailableError, UntrainedWarning
 from merfast.media.faces import make_detector
 from merfast.media.source import Source, is_file_object, source_name
 from merfast.media.windows import WindowSpec
@@ -155,6 +155,7 @@ class Engine:
             parts' average, weighted by duration, is returned with the parts in `windows`.
 
         Raises:
+            BundleError: the bundle's weights give NaN.
             ConfigError: items is no collection, or an option does not exist.
             MediaError: an item cannot be read, or holds neither a face nor sound (with `on_error="raise"`).
         """
@@ -292,6 +293,8 @@ class Engine:
             with torch.inference_mode():
                 audio, crops = inputs_of(Batch.pack(rest[:count]), self._device)
                 posterior, valence = self._model(audio, crops)
+                if not bool(posterior.isfinite().all() and valence.isfinite().all()):
+                    raise BundleError(f"bundle {self.bundle.config.name!r}: its weights give predictions of NaN")
                 out += zip(posterior.float().cpu().numpy(), valence.float().cpu().tolist(), strict=True)
             del rest[:count]
         return out

@@ -119,14 +119,15 @@ def _afg(config: EngineConfig, device: str) -> Step:
         if wanted != "auto":
             raise UnavailableError(f"kernels {wanted!r}: run on the CPU, and the device is {device}")
         return Step("afg", "reference", "no kernel for this device in this version")
+    missing = ""
     try:
         isas = afg_cpu.isas()
-    except UnavailableError:
-        isas = ()
+    except UnavailableError as error:
+        isas, missing = (), str(error)
     if wanted in ("auto", "cpp") and isas:
         return Step("afg", f"cpp-{isas[0]}", "widest vectors of this CPU")
     if wanted.removeprefix("cpp-") in isas:
         return Step("afg", wanted, "chosen")
     if wanted != "auto":
-        raise UnavailableError(f"kernels {wanted!r}: not on this machine, which has {', '.join(isas) or 'none built'}")
-    return Step("afg", "reference", "the C++ extension is not built")
+        raise UnavailableError(f"kernels {wanted!r}: got {missing or ', '.join(isas)} on this machine")
+    return Step("afg", "reference", missing)

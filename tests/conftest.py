@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from merfast.demo import make_clip
 from merfast.errors import UnavailableError
+
+# A slow machine is no failure: tests do not assert times.
+settings.register_profile("merfast", deadline=None)
+settings.load_profile("merfast")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

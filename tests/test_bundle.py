@@ -174,7 +174,7 @@ def test_json_of_another_kind(copy):
             {"fusion": {"dim": 64}},
             r"model\.safetensors: tensor .*: got torch.float32 \[.*\], expected torch.float32 \[",
         ),
-        ({"fusion": {"dim": 10**30}}, "does not describe a model"),
+        ({"fusion": {"dim": 10**30}}, "expected widths of 1 to 8192"),
         ({"fusion": {"structures": ["flat"]}}, "unexpected: structures.guided.*more"),
         ({"streams": [{"name": "v", "modality": "audio", "encoder": "hubert", "dim": 8}]}, "got encoder 'hubert'"),
     ],

@@ -96,7 +96,7 @@ def test_mix_is_uniform_without_weights():
         ({"preprocessing": {"sample_rate": 8000}}, "sample_rate: got 8000, expected 16000"),
         ({"preprocessing": {"crop_size": 64.0}}, "crop_size: got 64.0, expected int"),
         ({"preprocessing": 5}, "preprocessing: got int, expected an object"),
-        ({"fusion": {"dim": 10, "heads": 4}}, "dim a multiple of heads"),
+        ({"fusion": {"dim": 10, "heads": 4}}, "heads dividing dim"),
         ({"fusion": {"structures": []}}, "fusion.structures: got"),
         ({"fusion": {"structures": ["flat", "flat"]}}, "expected distinct names"),
         ({"fusion": {"structures": ["round"]}}, r"got \['round'\], expected of flat, hierarchical, guided"),
@@ -123,3 +123,24 @@ def test_a_missing_name():
 def test_config_and_types_do_not_import_torch():
     code = "import sys, merfast.config, merfast.types, merfast.errors; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+VOICE = {"name": "v", "modality": "audio", "encoder": "logmel", "dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"preprocessing": {"frame_rate": 10**400}}, "frame_rate"),
+        ({"preprocessing": {"crop_size": 10**9}}, "crop_size"),
+        ({"preprocessing": {"silence": 5.0}}, "silence"),
+        ({"fusion": {"weights": [10**400, 1.5, 1]}}, "weights"),
+        ({"fusion": {"weights": [True, True, True]}}, "weights"),
+        ({"fusion": {"dim": 10**6}}, "widths"),
+        ({"streams": [VOICE | {"dim": 10**9}]}, "dim"),
+        ({"streams": [VOICE | {"options": {"layers": 1e9}}]}, "too large"),
+    ],
+)
+def test_sizes_that_would_eat_the_machine_are_refused(entry, message):
+    with pytest.raises(BundleError, match=message):
+        BundleConfig.from_dict(data(**json.loads(json.dumps(entry))))

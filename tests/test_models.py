@@ -43,7 +43,7 @@ def features_of(streams, lengths):
     return {s.name: Ragged(v, o) for s, v, o in zip(streams, values, offsets, strict=True)}
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "keys", "two words"])
+@pytest.mark.parametrize("name", ["", "a.b", "keys", "two words", "training", "_parameters"])
 def test_stream_names_that_cannot_be_used(name):
     with pytest.raises(BundleError, match="name cannot be used"):
         model_of(StreamConfig(name, "audio", "logmel", 32))

@@ -64,8 +64,8 @@ def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no CUDA GPU" in reason(made, "device")
     for options, message in (
         ({"detector": "yunet"}, "merfast fetch yunet"),
-        ({"kernels": "cpp"}, "none built"),
-        ({"kernels": "cpp-avx2"}, "not on this machine"),
+        ({"kernels": "cpp"}, "not built"),
+        ({"kernels": "cpp-avx2"}, "not built"),
         ({"device": "cuda"}, "no CUDA GPU"),
     ):
         with pytest.raises(merfast.UnavailableError, match=message):

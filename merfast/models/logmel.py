@@ -20,6 +20,7 @@ HOP = 160  # samples, 10 ms
 FFT = 512
 LOWEST, HIGHEST = 20.0, 7600.0  # Hz
 STRIDE = 4  # log-mel frames to a feature vector
+MOST_LAYERS = 64
 DYNAMIC_RANGE = 8 * math.log(10)  # 80 dB below the loudest band of the set
 
 
@@ -54,6 +55,8 @@ class LogMel(nn.Module):
         super().__init__()
         if normalise not in ("utterance", "band"):
             raise ValueError(f"normalise: got {normalise!r}, expected 'utterance' or 'band'")
+        if layers > MOST_LAYERS:
+            raise ValueError(f"layers: got {layers}, expected at most {MOST_LAYERS}")
         if min(layers, heads, channels) < 1 or dim % (2 * heads):
             raise ValueError(f"dim, heads: got {dim}, {heads}, expected dim a multiple of twice the heads, all above 0")
         if kernel < 1 or kernel % 2 == 0:
@@ -79,7 +82,7 @@ class LogMel(nn.Module):
         return self.encode(self.spectrogram(x))
 
     def spectrogram(self, x: Ragged) -> Ragged:
-        """Normalised log-mel frames `[frames, 64]` of samples `[N]`; the volume of a set does not matter.
+        """Normalised log-mel frames `[frames, 64]` of samples `[N]`; a set's volume and offset do not matter.
 
         A set of n > 0 samples gives `1 + ceil(max(n - 400, 0) / 160)` frames: every sample is in one, and the last is
         filled up with zeros.
@@ -99,7 +102,7 @@ class LogMel(nn.Module):
         layout = slots(lengths, FRAME, HOP)
         first = layout.starts // HOP - offsets[:-1]
         rows = first[owner] + torch.arange(len(owner), device=owner.device)
-        windows = spread(x.values, layout).unfold(0, FRAME, HOP)[rows]  # [frames, FRAME]
+        windows = spread(_levelled(x), layout).unfold(0, FRAME, HOP)[rows]  # [frames, FRAME]
         spectrum = torch.fft.rfft(windows * self.window, n=FFT)
         power = spectrum.real.square() + spectrum.imag.square()
         logmel = (power @ self.filters).clamp(min=1e-10).log()
@@ -135,6 +138,15 @@ class LogMel(nn.Module):
         for block in self.blocks:
             x = block(x, offsets, angles, gaps)
         return Ragged(self.norm_out(x), offsets)
+
+
+def _levelled(x: Ragged) -> Tensor:
+    """Samples `[N]` of each set with mean 0 and peak 1; a constant set becomes zeros."""
+    owner = set_index(x.offsets)
+    sums = x.values.new_zeros(len(x), dtype=torch.float64).index_add(0, owner, x.values.double())
+    centred = x.values - (sums / x.lengths.clamp(min=1)).to(x.values.dtype)[owner]
+    peaks = centred.new_zeros(len(x)).scatter_reduce(0, owner, centred.abs(), "amax")
+    return centred / peaks.clamp(min=1e-20)[owner]
 
 
 class Block(nn.Module):

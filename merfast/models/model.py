@@ -37,7 +37,7 @@ class FusedModel(nn.Module):
         self.config = config
         for stream in config.streams:
             # Names become parts of tensor names, and must not collide with the module dictionary's own attributes.
-            if not stream.name.isidentifier() or hasattr(nn.ModuleDict, stream.name):
+            if not stream.name.isidentifier() or hasattr(nn.ModuleDict(), stream.name):
                 raise BundleError(f"config stream {stream.name!r}: name cannot be used, expected a word like 'voice'")
         fusion, streams = config.fusion, config.streams
         self.encoders = nn.ModuleDict({s.name: build_encoder(s, config.preprocessing) for s in streams})

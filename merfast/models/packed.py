@@ -60,12 +60,12 @@ def rotary_angles(offsets: Tensor, dim: int, base: float = 10_000.0) -> Tensor:
     """`[N, dim / 2]` angles for `rotate`, by the place of each row within its set."""
     starts = offsets[:-1].repeat_interleave(offsets.diff())
     places = torch.arange(len(starts), device=offsets.device) - starts
-    rates = base ** (-torch.arange(0, dim, 2, device=offsets.device) / dim)
+    rates = base ** (-torch.arange(0, dim, 2, device=offsets.device, dtype=torch.float32) / dim)
     return places[:, None] * rates
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Rotary position (arXiv 2104.09864): turn the pairs of x `[N, H, d]` by angles `[N, d / 2]`."""
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    cos, sin = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)

@@ -68,9 +68,9 @@ def prepare(weights: AFGWeights, *, isa: str = "auto", threads: int = 1) -> Gath
 
     def gather(x: Tensor, offsets: Tensor, guide: Tensor | None = None) -> Tensor:
         try:
-            out = torch.empty(max(len(offsets) - 1, 0), dim)
+            out = torch.empty(max(len(offsets) - 1, 0), dim, dtype=torch.float32, device="cpu")
             guide_array = None if guide is None else _array("guide", guide)
-            run(_array("x", x), offsets.numpy(), guide_array, out.numpy(), threads)
+            run(_array("x", x), offsets.contiguous().numpy(), guide_array, out.numpy(), threads)
         except (ValueError, TypeError):
             # The binding found something wrong without costing the good case anything; say it as the reference does.
             check_afg(x, offsets, weights, guide)
