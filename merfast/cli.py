@@ -141,10 +141,11 @@ def _predict(options: argparse.Namespace) -> int:
     items = list(_expand(options.items))
     if options.csv not in (None, "-"):
         _check_output(Path(options.csv), items)
+    engine = _engine(options)
     if options.window is None:
-        results = _whole(options, items)
+        results = _whole(engine, options, items)
     else:
-        engine, hop = _engine(options), options.window if options.hop is None else options.hop
+        hop = options.window if options.hop is None else options.hop
         # All at once, so that a wrong window is refused before any file is touched.
         windows = [engine.timeline(item, window=options.window, hop=hop) for item in items]
         results = (([r], []) for r in _timelines(items, windows))
@@ -166,14 +167,12 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _whole(
-    options: argparse.Namespace, items: Sequence[str]
+    engine: Engine, options: argparse.Namespace, items: Sequence[str]
 ) -> Iterator[tuple[Sequence[Prediction | Failure], Sequence[str]]]:
     """Results in portions, each with the names still to come: a run that is stopped has written what was done."""
     busy = _progress if sys.stderr.isatty() and not options.quiet else _no_progress
-    engine = None
     for start in range(0, len(items), _PORTION):
         with busy(start, len(items)) as progress:
-            engine = engine or _engine(options)
             end = start + _PORTION
             results = engine.predict(items[start:end], on_error="return", progress=progress)
         yield results, items[end:]

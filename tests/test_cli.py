@@ -16,6 +16,7 @@ import pytest
 from media_files import write_wav
 from rich.console import Console
 
+import merfast
 from merfast import __version__, cli, cli_output, cli_table, config, demo
 from merfast.bundle import load
 from merfast.errors import MediaError, UnavailableError
@@ -237,6 +238,28 @@ def test_predict_csv_file_and_table(mixed, tmp_path, capsys):
     rows = list(csv.DictReader(io.StringIO(first)))
     assert [Path(r["source"]).name for r in rows] == ["1.mp4", "2.wav", "3.mp4"]
     assert [bool(r["error"]) for r in rows] == [False, False, True]
+
+
+def test_long_lists_are_written_in_portions(mixed, tmp_path, monkeypatch, capsys):
+    """What was done before a run was stopped is there."""
+    monkeypatch.setattr(cli, "_PORTION", 2)
+    file = tmp_path / "out.csv"
+    items = [mixed / "2.wav", mixed / "3.mp4", mixed / "2.wav", mixed / "nowhere.wav", mixed / "2.wav"]
+    assert cli.main(["predict", *map(str, items), "--csv", str(file)]) == 1
+    rows = list(csv.DictReader(io.StringIO(file.read_text())))
+    assert [r["source"] for r in rows] == [str(i) for i in items]
+    assert [bool(r["error"]) for r in rows] == [False, True, False, True, False]
+    captured = capsys.readouterr()
+    assert "2 of 5 failed" in captured.err
+    assert captured.out.count("2.wav") == 3
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    calls = iter([merfast.Engine.predict, stop])
+    monkeypatch.setattr(merfast.Engine, "predict", lambda *a, **o: next(calls)(*a, **o))
+    assert cli.main(["predict", *map(str, items), "--csv", str(file)]) == 130
+    assert len(list(csv.DictReader(io.StringIO(file.read_text())))) == 2
 
 
 def test_windows(mixed, capsys):

@@ -258,7 +258,8 @@ def test_face_vectors_follow_their_formula(widths):
 )
 def test_valence_of_the_average_is_clamped_on_both_sides(raw, limited):
     torch.manual_seed(0)
-    model = FusedModel(BundleConfig("test", False, (VOICE, FACE), FusionConfig(dim=16, attention_dim=8, heads=2)))
+    fusion = FusionConfig(dim=16, attention_dim=8, heads=2)
+    model = FusedModel(BundleConfig("test", False, (VOICE, FACE), fusion=fusion))
     with torch.no_grad():
         model.decoder.valence_weight.zero_()
         model.decoder.class_valence.zero_()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -314,3 +318,36 @@ def test_real_clips_in_one_call(data_dir: Path, yunet_model: Path) -> None:
     (several,) = engine.predict([data_dir / "clips" / "several_people.mp4"], faces="all")
     assert isinstance(several, Prediction)
     assert len(several.others) >= 1
+
+
+FORK = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+import merfast
+engine = merfast.Engine(detector="none")
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    engine.predict([])
+except merfast.UnavailableError as error:
+    assert "spawn" in str(error)
+    os._exit(7)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_is_told_so_instead_of_hanging() -> None:
+    assert subprocess.run([sys.executable, "-c", FORK], timeout=120, check=False).returncode == 7
+
+
+def test_an_engine_is_not_pickled(engine: merfast.Engine) -> None:
+    with pytest.raises(TypeError, match="make one in each process"):
+        pickle.dumps(engine)
+
+
+def test_results_and_errors_are_pickled(engine: merfast.Engine, voice: np.ndarray) -> None:
+    results = engine.predict([Clip.from_arrays(audio=voice, sample_rate=SAMPLE_RATE), "nowhere.mp4"], on_error="return")
+    good, bad = pickle.loads(pickle.dumps(results))
+    assert difference(good, results[0]) == 0
+    assert str(bad.error) == "nowhere.mp4: no such file"
