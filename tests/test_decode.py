@@ -281,3 +281,11 @@ PICTURES = np.zeros((3, 8, 8, 3), dtype=np.uint8)
 def test_bad_arrays(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(MediaError, match=message):
         Clip.from_arrays(**arguments, name="mine")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_an_audio_track_without_samples(tmp_path: Path, decoder: str) -> None:
+    path = write_video(tmp_path / "mute.mkv", corner(25), 25, audio=np.zeros(0, dtype=np.float32))
+    frames, sound, info, _ = read(path, decoder)
+    assert (len(frames), len(sound), info.has_audio) == (5, 0, True)
+    assert info.duration == pytest.approx(1.0, abs=0.1)

@@ -211,8 +211,8 @@ class PyAVMedia:
 
     def _check_whole(self, damaged: int) -> None:
         name, end = self.info.name, self.info.duration
-        if self._video is None and self._audio is None:
-            return
+        if self._video is None and self.info.has_video and end <= 0.0:
+            return  # the pictures may hold something; whoever left them out knows
         if end <= 0.0:
             why = f"{damaged} damaged packets" if damaged else "no frames and no samples"
             raise MediaError(name, f"nothing in it can be decoded ({why})")
