@@ -223,5 +223,10 @@ def _checked(value: Any, kind: str, where: str) -> Any:
     if kind.startswith("dict"):
         wrong = not isinstance(value, Mapping)
     if wrong:
-        raise BundleError(f"config {where}: got {value!r}, expected {kind}")
+        raise BundleError(f"config {where}: got {value!r:.80}, expected {kind}")
+    if kind == "float":
+        try:
+            return float(value)
+        except OverflowError:
+            raise BundleError(f"config {where}: got a number that is too large, expected {kind}") from None
     return value

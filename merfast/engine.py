@@ -146,7 +146,7 @@ class Engine:
 
         Args:
             items: paths, URLs, bytes, binary files, or `Clip`s; each is read once, several at a time.
-            on_error: "raise" raises the first item's error; "return" puts a `Failure` in its place.
+            on_error: "raise" raises the first error met; "return" puts a `Failure` in its place.
             faces: "main" or "all", instead of the engine's own.
             progress: called with the number of items done so far, from the calling thread.
 
@@ -157,7 +157,8 @@ class Engine:
         Raises:
             BundleError: the bundle's weights give NaN.
             ConfigError: items is no collection, or an option does not exist.
-            MediaError: an item cannot be read, or holds neither a face nor sound (with `on_error="raise"`).
+            MediaError: an item cannot be read, or holds neither a face nor sound (with `on_error="raise"`; the first
+                error met is raised, which need not be that of the first item).
         """
         single = isinstance(items, (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray)) or is_file_object(
             items
@@ -213,8 +214,7 @@ class Engine:
         stage = Prefetch(iter(reader), 2 * _TIMELINE_BATCH)
         told = 0
         try:
-            groups = iter(stage)
-            while ready := list(islice(groups, _TIMELINE_BATCH)):
+            while ready := stage.take(_TIMELINE_BATCH):
                 predictions = iter(self._predict_windows([(reader.name, w) for group in ready for w in group]))
                 for group in ready:
                     main, *others = islice(predictions, len(group))

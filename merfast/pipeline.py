@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
@@ -23,7 +24,7 @@ S = TypeVar("S")
 
 
 STUCK = 2.0
-"""Seconds to wait for a thread that was told to end; a stuck one ends by itself when its source times out."""
+"""Seconds to wait for a thread that was told to end; a stuck one ends when its source sends something or times out."""
 
 
 class Prefetch(Generic[T]):
@@ -37,6 +38,8 @@ class Prefetch(Generic[T]):
         self._stage = stage
         self._queue: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(size)
         self._stop = threading.Event()
+        self._over = False
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="merfast-prefetch", daemon=True)
         self._thread.start()
 
@@ -62,20 +65,39 @@ class Prefetch(Generic[T]):
             return True
         return False
 
-    def __iter__(self) -> Iterator[T]:
-        while True:
-            more, item = self._queue.get()
-            if more:
-                yield item  # type: ignore[misc]
-            elif isinstance(item, BaseException):
-                raise item
-            else:
-                return
+    def take(self, most: int) -> list[T]:
+        """What is ready, and one item at least; empty when the iterator has ended.
 
-    def close(self) -> None:
-        """End the thread, and wait for it unless it is stuck, as in reading from a source that sends nothing."""
+        Raises the iterator's error once, after all items before it were taken.
+        """
+        out: list[T] = []
+        while len(out) < most and not self._over and not self._stop.is_set():
+            try:
+                more, item = self._queue.get(block=not out)
+            except queue.Empty:
+                break
+            if more:
+                out.append(item)  # type: ignore[arg-type]
+                continue
+            self._over = True
+            self._error = item if isinstance(item, BaseException) else None
+        if not out and self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return out
+
+    def __iter__(self) -> Iterator[T]:
+        while ready := self.take(1):
+            yield from ready
+
+    def stop(self) -> None:
+        """Tell the thread to end, without waiting for it."""
         self._stop.set()
-        self._thread.join(STUCK)
+
+    def close(self, patience: float = STUCK) -> None:
+        """End the thread, and wait for it unless it is stuck, as in reading from a source that sends nothing."""
+        self.stop()
+        self._thread.join(patience)
 
 
 def prefetch_each(
@@ -102,7 +124,10 @@ def prefetch_each(
             running.popleft()[1].close()
     finally:
         for _, stage in running:
-            stage.close()
+            stage.stop()
+        deadline = time.monotonic() + STUCK
+        for _, stage in running:
+            stage.close(max(0.0, deadline - time.monotonic()))
 
 
 class ItemReader:

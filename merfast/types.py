@@ -110,6 +110,8 @@ def _frame_times(name: str, count: int, fps: float | None, times: object) -> tup
         raise MediaError(name, f"times: got shape {list(stamps.shape)}, expected [{count}], one for each frame")
     if count == 0:
         return stamps, 0.0
+    if stamps[0] > 86_400:
+        raise MediaError(name, f"times: got a first stamp of {stamps[0]:.6g} s, expected seconds from the clip's start")
     if not np.isfinite(stamps).all() or stamps[0] < 0 or (np.diff(stamps) < 0).any():
         raise MediaError(name, "times: expected finite seconds from 0 on, not decreasing")
     step = float(np.median(np.diff(stamps))) if count > 1 else 0.0
@@ -222,9 +224,10 @@ class Prediction:
         modalities: which of "audio" and "video" were used.
         face_coverage: fraction of the sampled frames in which this face was seen, in [0, 1].
         missing: modality -> why it was not used.
-        track: number of the face's track within the item, None without a face.
+        track: number of the face's track within the item; None without a face, and where windows have different ones.
         windows: the parts that the item was cut into; empty for a part.
-        others: with `faces="all"`, the predictions of the other faces, largest share of time first.
+        others: with `faces="all"`, the predictions of the other faces, largest share of time first. The main face is
+            chosen for each window, so that in long media one may be the main face here and another there.
         warnings: what went wrong without making the result unusable (damaged packets, for instance).
     """
 
@@ -310,23 +313,24 @@ def combine(parts: Sequence[Prediction], **changes: Any) -> Prediction:
     full = [p for p in parts if p.emotion is not None]
     if not full:
         raise ValueError("combine: no part holds a prediction")
-    weights = np.array([p.end - p.start for p in full])
+    weights = np.array([p.end - p.start for p in full], dtype=np.float64)
     weights /= weights.sum()
     probabilities = np.sum([w * p.probabilities for w, p in zip(weights, full, strict=True)], axis=0)
-    spans = np.array([p.end - p.start for p in parts])
-    coverage = float(np.dot(spans, [p.face_coverage for p in parts]) / spans.sum())
+    start, end = min(p.start for p in parts), max(p.end for p in parts)
+    coverage = sum((p.end - p.start) * p.face_coverage for p in parts) / (end - start)
+    tracks = {p.track for p in full if p.track is not None}
     used = {m for p in full for m in p.modalities}
     modalities = tuple(m for m in ("audio", "video") if m in used)
     out = Prediction(
         source=full[0].source,
-        start=min(p.start for p in parts),
-        end=max(p.end for p in parts),
+        start=start,
+        end=end,
         emotion=EMOTIONS[int(probabilities.argmax())],
         probabilities=probabilities.astype(np.float32),
         valence=float(np.dot(weights, [p.valence for p in full])),
         modalities=modalities,
         face_coverage=coverage,
         missing={m: r for p in full for m, r in p.missing.items() if m not in used},
-        track=next((p.track for p in full if p.track is not None), None),
+        track=tracks.pop() if len(tracks) == 1 else None,
     )
     return replace(out, **changes)

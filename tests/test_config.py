@@ -92,7 +92,7 @@ def test_mix_is_uniform_without_weights():
         ({"streams": [data()["streams"][0] | {"modality": "smell"}]}, "got modality 'smell'"),
         ({"streams": [data()["streams"][0] | {"dim": 0}]}, "got dim 0"),
         ({"streams": [data()["streams"][0] | {"dim": True}]}, "stream.dim: got True, expected int"),
-        ({"preprocessing": {"frame_rate": 0}}, "frame_rate: got 0, expected above 0"),
+        ({"preprocessing": {"frame_rate": 0}}, "frame_rate: got 0.0, expected above 0"),
         ({"preprocessing": {"sample_rate": 8000}}, "sample_rate: got 8000, expected 16000"),
         ({"preprocessing": {"crop_size": 64.0}}, "crop_size: got 64.0, expected int"),
         ({"preprocessing": 5}, "preprocessing: got int, expected an object"),

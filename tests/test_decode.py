@@ -107,9 +107,10 @@ def test_rotation_is_applied(tmp_path: Path, decoder: str, degrees: int) -> None
     assert frame.small(48).shape == ((36, 48, 3) if degrees == 180 else (48, 36, 3))
 
 
-def test_pixels_become_square(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_pixels_become_square(tmp_path: Path, decoder: str) -> None:
     path = write_video(tmp_path / "wide.mp4", corner(5), 25, pixel_aspect=(4, 3))
-    frame = read(path)[0][0]
+    frame = read(path, decoder)[0][0]
     assert (frame.width, frame.height) == (round(WIDE * 4 / 3), HIGH)
     assert frame.rgb().shape == (HIGH, round(WIDE * 4 / 3), 3)
 
@@ -289,3 +290,19 @@ def test_an_audio_track_without_samples(tmp_path: Path, decoder: str) -> None:
     frames, sound, info, _ = read(path, decoder)
     assert (len(frames), len(sound), info.has_audio) == (5, 0, True)
     assert info.duration == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_a_last_picture_that_stays_is_no_truncation(tmp_path: Path, suffix: str) -> None:
+    short = write_video(tmp_path / f"short{suffix}", corner(50), 25)
+    path = tmp_path / f"slide{suffix}"
+    with av.open(str(short)) as source, av.open(str(path), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        packets = [p for p in source.demux() if p.dts is not None]
+        packets[-1].duration = round(5 / packets[-1].time_base)
+        for packet in packets:
+            packet.stream = stream
+            out.mux(packet)
+    frames, _, info, _ = read(path)
+    assert len(frames) == 10
+    assert info.warnings == []

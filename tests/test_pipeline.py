@@ -41,6 +41,16 @@ def test_an_error_comes_after_the_items_before_it() -> None:
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(KeyError, match="three"):
         next(items)
+    assert list(stage) == []
+    stage.close()
+    stage = Prefetch(broken(), 4)
+    taken: list[int] = []
+    while len(taken) < 2:
+        taken += stage.take(8)
+    assert taken == [1, 2]
+    with pytest.raises(KeyError, match="three"):
+        stage.take(8)
+    assert stage.take(8) == []
     stage.close()
 
 

@@ -193,8 +193,17 @@ def test_continuity_keeps_streams_in_step() -> None:
     assert clock.shift(1, 0.0, 0.98) == pytest.approx(10.0)  # not 9.98: the first stream's shift holds
     assert clock.shift(1, 0.9, 1.0) == pytest.approx(10.0)
     assert clock.jumps == 1
-    assert clock.shift(0, 5000.0, 1.0) == pytest.approx(11.0 - 5000.0)
+    assert clock.shift(0, 5000.0, 1.0) == pytest.approx(11.9 - 5000.0)
     assert clock.jumps == 2
+
+
+def test_streams_of_unequal_length_stay_in_step_over_many_joins() -> None:
+    clock = Continuity()
+    for segment in range(6):
+        shifts = {round(clock.shift(0, t / 10, 0.1), 6) for t in range(20)}  # 2 s of pictures
+        shifts |= {round(clock.shift(1, t / 10, 0.1), 6) for t in range(36)}  # 3.6 s of sound
+        assert max(abs(s - 3.6 * segment) for s in shifts) < 1e-6
+    assert clock.jumps == 5
 
 
 def test_a_timeline_does_not_wait_for_a_track_that_is_over(

@@ -189,3 +189,21 @@ def test_audio_buffer_reads_holes_as_zeros_and_forgets() -> None:
     buffer.forget(15)
     assert len(buffer.read(0, 20)) == 0
     assert buffer.end == 35
+
+
+@pytest.mark.parametrize(("video", "audio"), [(600, 600), (600, 5), (5, 600)])
+def test_what_is_kept_does_not_grow(video: float, audio: float) -> None:
+    windower = Windower(Recording(video, audio), Scripted((0, 1.0, 0, 999)), WindowSpec(4, 1), PRE, every_face=False)
+    views = samples = 0
+    for _ in windower.run():
+        views = max(views, len(windower._seen))
+        samples = max(samples, sum(len(c.samples) for c in windower._audio._chunks))
+    assert views <= 5 * (4 + 30 + 2)
+    assert samples <= SAMPLE_RATE * (4 + 30 + 2)
+
+
+def test_samples_that_run_ahead_of_their_stamps_are_held_back() -> None:
+    track = AudioTrack("drift")
+    for i in range(600):
+        track.push(np.zeros(16_000, dtype=np.float32), 16_000, i * 0.99)
+    assert track.end == pytest.approx(600 * 0.99, abs=0.12)

@@ -42,6 +42,10 @@ class AudioTrack:
         """
         check_samples(self._name, samples)
         out: list[AudioChunk] = []
+        if time is not None and rate == self._rate and self.end - time > GAP:
+            # The clock of the samples runs ahead of that of the file: what overlaps is left out.
+            samples = samples[round((self.end - time) * rate) :]
+            time = None
         gap = time is not None and time - self.end > GAP
         if rate != self._rate or gap:
             out += self.flush()

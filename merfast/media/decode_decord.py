@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 
 from merfast.errors import MediaError, UnavailableError
@@ -63,7 +64,10 @@ class DecordMedia:
             wanted = [i for i, t in enumerate(times[:, 0]) if t > -1e-3 and sampler.take(float(t))]
             self._end = float(times[-1, 1])
             for i in wanted:
-                yield ArrayFrame(self._reader[i].asnumpy(), max(0.0, float(times[i, 0])))
+                image = self._reader[i].asnumpy()
+                if self._sound.aspect != 1:
+                    image = cv2.resize(image, (max(1, round(image.shape[1] * self._sound.aspect)), image.shape[0]))
+                yield ArrayFrame(image, max(0.0, float(times[i, 0])))
         except decord.DECORDError as error:
             raise MediaError(
                 self.info.name, f"cannot be decoded by decord ({str(error).splitlines()[0][:200]})"

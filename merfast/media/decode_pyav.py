@@ -96,6 +96,7 @@ class PyAVMedia:
         self._mixed: object = None
         self._time = 0.0  # of the last picture
         self._frames = 0
+        self._demuxed = 0.0  # end of the last packet, seconds: a picture may be held longer than it is counted here
 
     def _choose(self, name: str, want_video: bool, threads: int) -> None:
         """The best stream of each kind; without a codec it counts as there, but not as readable."""
@@ -117,7 +118,8 @@ class PyAVMedia:
         if self._video is None and self._audio is None and self.info.unreadable:
             raise MediaError(name, "; ".join(self.info.unreadable.values()))
         first = video.start_time if video is not None else None
-        # Seconds from the start of the media to the first frame.
+        # Width of a pixel to its height; seconds from the start of the media to the first frame.
+        self.aspect = float((video is not None and video.sample_aspect_ratio) or 1)
         self.video_start = 0.0 if first is None else max(0.0, float(first * video.time_base) - self._start)
         if self._video is not None:
             self._video.codec_context.thread_count = threads
@@ -156,7 +158,11 @@ class PyAVMedia:
         late = False
         while streams:
             try:
-                yield from self._container.demux(streams)
+                for packet in self._container.demux(streams):
+                    if packet.pts is not None and packet.time_base is not None:
+                        end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - self._start
+                        self._demuxed = max(self._demuxed, end)
+                    yield packet
             except IndexError:
                 # PyAV trips over streams that begin after the header was read; reading goes on behind that packet.
                 if not late:
@@ -182,8 +188,7 @@ class PyAVMedia:
         length = min(step, float(frame.duration * frame.time_base)) if frame.duration and frame.time_base else step
         self.info.duration = max(self.info.duration, time + length)
         if self._sampler.take(time):
-            aspect = float(self._video.sample_aspect_ratio or 1) or 1.0
-            yield PyAVFrame(frame, time, aspect, self._scalers)
+            yield PyAVFrame(frame, time, self.aspect, self._scalers)
 
     def _sound(self, frame: av.AudioFrame) -> Iterator[AudioChunk]:
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -218,7 +223,7 @@ class PyAVMedia:
             raise MediaError(name, f"nothing in it can be decoded ({why})")
         stated = self._stated_end() if EXACT_DURATION & set(self._container.format.name.split(",")) else 0.0
         # With jumps closed the file is shorter than its header says, for a reason that is given.
-        if not self._continuity.jumps and stated - end > max(LOST, 0.02 * stated):
+        if not self._continuity.jumps and stated - max(end, self._demuxed) > max(LOST, 0.02 * stated):
             raise MediaError(name, f"is truncated: its header says {stated:.2f} s, its data ends at {end:.2f} s")
 
     def _stated_end(self) -> float:

@@ -105,10 +105,17 @@ class Haar:
 
 
 def make_detector(kind: str, model: Path | None) -> Detector:
-    """A fresh detector for one stream: "yunet" (with its file) or "haar"."""
+    """A fresh detector for one stream: "yunet" (with its file) or "haar".
+
+    Raises:
+        UnavailableError: YuNet's file cannot be loaded.
+        ValueError: there is no such detector.
+    """
     if kind == "yunet" and model is not None:
         return YuNet(model)
-    return Haar()
+    if kind == "haar":
+        return Haar()
+    raise ValueError(f"detector: got {kind!r} with model {model}, expected 'haar', or 'yunet' with its file")
 
 
 def crop_square(image: ByteArray, box: Box, size: int) -> ByteArray:

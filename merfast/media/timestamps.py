@@ -17,17 +17,19 @@ class Continuity:
         self._latest = 0.0  # of all streams, after shifting
         self._last: dict[int, float] = {}  # of each stream, after shifting
         self._shift: dict[int, float] = {}
+        self._newest = 0.0  # the shift made last, which streams that jump after it adopt: so they stay in step
 
     def shift(self, stream: int, time: float, step: float) -> float:
         """Seconds to add to the time of a stream's next frame; `step` is how far it should be from the one before."""
         shift = self._shift.get(stream, 0.0)
-        last = self._last.get(stream, self._latest)
-        restarted = stream in self._last and time + shift < last - BACK
+        last = self._last.get(stream, time + shift)
+        restarted = time + shift < last - BACK
         if restarted or time + shift > self._latest + AHEAD:
-            # Where another stream has jumped already, the same shift keeps the two in step.
-            others = [s for n, s in self._shift.items() if n != stream and abs(time + s - last) <= BACK]
-            shift = others[0] if others else last + step - time
-            self.jumps += not others
+            fits = min(last, self._latest) - BACK <= time + self._newest <= self._latest + AHEAD
+            if self._newest == shift or not fits:
+                self._newest = self._latest + step - time
+                self.jumps += 1
+            shift = self._newest
         self._shift[stream] = shift
         self._last[stream] = max(last, time + shift)
         self._latest = max(self._latest, time + shift)

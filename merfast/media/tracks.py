@@ -23,7 +23,10 @@ from merfast.types import ByteArray
 DETECT_RATE = 2.5
 """Detections a second."""
 
-MISSED = 1.0
+EARLY = 0.08
+"""Seconds that a look may come early: sampled frames do not lie on the grid of any rate but their own."""
+
+MISSED = 1.3
 """Seconds that a face may go unseen before its track ends."""
 
 CUT = 0.4
@@ -130,7 +133,7 @@ class FaceTracker:
         if self._is_cut(thumbnail):
             yield from self.flush()
         self._thumbnail = thumbnail
-        due = frame.time - self._last_detection >= 1 / DETECT_RATE - 0.02
+        due = frame.time - self._last_detection >= 1 / DETECT_RATE - EARLY
         self._pending.append(_Pending(frame, due))
         if due:
             self._detect(frame)
@@ -162,6 +165,8 @@ class FaceTracker:
         image = frame.small(DETECT_SIZE)
         found = [b.scaled(1 / image.shape[1]) for b in self._detector.detect(image)]
         self._last_detection = frame.time
+        for track in self._tracks:
+            track.ended |= frame.time - track.times[-1] > MISSED
         live = [t for t in self._tracks if not t.ended]
         pairs = sorted(
             ((_affinity(t.boxes[-1], b), i, j) for i, t in enumerate(live) for j, b in enumerate(found)), reverse=True
@@ -177,7 +182,6 @@ class FaceTracker:
                 track.missed, track.confirmed = 0, True
             else:
                 track.missed += 1
-                track.ended = frame.time - track.times[-1] > MISSED
         for j, box in enumerate(found):
             if j not in matched.values():
                 self._tracks.append(_Track(self._count, [frame.time], [box]))
