@@ -37,7 +37,7 @@ gpu: $(READY)  ## everything that needs a GPU; without one this fails
 	$(BIN)/python -m pytest -m cuda --require-cuda
 
 sanitize: $(READY)  ## kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	PYTHON=$(BIN)/python csrc/sanitize.sh
+	PYTHON=$(abspath $(BIN)/python) csrc/sanitize.sh
 
 clean:
 	rm -rf $(VENV) build *.egg-info merfast/*.so
