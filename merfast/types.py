@@ -151,7 +151,6 @@ class Window:
         crops: `[T, S, S, 3]` uint8 RGB face crops; empty where there is no face.
         sampled: number of frames looked at, with a face or without.
         track: number of the face's track, None without a face.
-        main: whether this is the window of the main face.
         missing: modality -> why it is absent.
     """
 
@@ -161,7 +160,6 @@ class Window:
     crops: ByteArray
     sampled: int
     track: int | None
-    main: bool
     missing: Mapping[str, str]
 
     @property

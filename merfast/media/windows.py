@@ -129,11 +129,12 @@ class Windower:
         else:
             missing["video"] = self._no_face(len(views))
         out = []
-        for i, track in enumerate(tracks or [None]):
+        either: list[int | None] = [*tracks] or [None]
+        for track in either:
             crops = [v.faces[track].crop for v in views if track in v.faces] if track is not None else []
             size = self._preprocessing.crop_size
             packed = np.stack(crops) if crops else np.zeros((0, size, size, 3), dtype=np.uint8)
-            out.append(Window(start, end, audio, packed, len(views), track, i == 0, missing))
+            out.append(Window(start, end, audio, packed, len(views), track, missing))
         following = self._spec.start(self._next)
         self._audio.forget(round(following * SAMPLE_RATE))
         self._seen = [v for v in self._seen if v.time >= following - _SLACK]
