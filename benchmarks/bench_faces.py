@@ -19,7 +19,7 @@ def frames(clip: Path) -> list[Frame]:
 
 
 def follow(frames: list[Frame], kind: str, model: Path | None) -> int:
-    tracker = FaceTracker(make_detector(kind, model), crop_size=64, face_scale=1.0)
+    tracker = FaceTracker(make_detector(kind, model), crop_size=48, face_scale=1.0)
     views = [v for f in frames for v in tracker.push(f)] + list(tracker.flush())
     return sum(bool(v.faces) for v in views)
 

@@ -115,7 +115,10 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """Widths of the fused model, its structures, and their weights in the average (uniform if empty)."""
+    """Widths of the fused model, its structures, and their weights in the average (uniform if empty).
+
+    The average posterior is sharpened or softened by `temperature` (arXiv 1706.04599): softmax(log p / temperature).
+    """
 
     dim: int = 128
     attention_dim: int = 64
@@ -123,8 +126,11 @@ class FusionConfig:
     valence_dim: int = 64
     structures: tuple[str, ...] = STRUCTURES
     weights: tuple[float, ...] = ()
+    temperature: float = 1.0
 
     def check(self) -> None:
+        if not 0.01 <= self.temperature <= 100:
+            raise BundleError(f"config fusion.temperature: got {self.temperature}, expected 0.01 to 100")
         widths = (self.dim, self.attention_dim, self.heads, self.valence_dim)
         if min(widths) < 1 or max(widths) > _WIDEST or self.dim % self.heads:
             raise BundleError(f"config fusion: expected widths of 1 to {_WIDEST}, heads dividing dim, got {self}")

@@ -53,49 +53,49 @@ def triangle(band, hertz):
     """Height of a mel filter at a frequency."""
     lowest, highest = (2595 * math.log10(1 + f / 700) for f in (20, 7600))
     left, centre, right = (
-        700 * (10 ** ((lowest + (highest - lowest) * (band + i) / 65) / 2595) - 1) for i in range(3)
+        700 * (10 ** ((lowest + (highest - lowest) * (band + i) / 97) / 2595) - 1) for i in range(3)
     )  # Hz
     if left < hertz <= centre:
         return (hertz - left) / (centre - left)
     return (right - hertz) / (right - centre) if centre < hertz < right else 0.0
 
 
-def naive_spectrogram(samples, by_band):
+def naive_spectrogram(samples, normalise):
     x = samples.astype(np.float64)
     x = x - x.mean()
     x = x / np.abs(x).max()
-    hann = np.array([math.sin(math.pi * n / 400) ** 2 for n in range(400)])
-    filters = np.array([[triangle(band, k * 16_000 / 512) for k in range(257)] for band in range(64)])
+    hann = np.array([math.sin(math.pi * n / 800) ** 2 for n in range(800)])
+    filters = np.array([[triangle(band, k * 16_000 / 1024) for k in range(513)] for band in range(96)])
     rows, start = [], 0
     while True:
-        frame = np.zeros(400)
-        piece = x[start : start + 400]
+        frame = np.zeros(800)
+        piece = x[start : start + 800]
         frame[: len(piece)] = piece
-        power = np.abs(np.fft.rfft(frame * hann, 512)) ** 2
+        power = np.abs(np.fft.rfft(frame * hann, 1024)) ** 2
         rows.append([10 * math.log10(max(power @ weights, 1e-10)) for weights in filters])  # dB
-        start += 160
-        if start + 240 >= len(x):  # the last frame reached the end
+        start += 320
+        if start + 480 >= len(x):  # the last frame reached the end
             break
     decibels = np.array(rows)
     assert decibels.min() < decibels.max() - 90 < decibels.max() - 80  # something to cut off
     decibels = np.maximum(decibels, decibels.max() - 80)
-    axis = 0 if by_band else None
-    return (decibels - decibels.mean(axis)) / decibels.std(axis)
+    axes = {"utterance": [None], "band": [0], "both": [None, 0]}[normalise]
+    return np.stack([(decibels - decibels.mean(axis)) / decibels.std(axis) for axis in axes], 1)
 
 
-@pytest.mark.parametrize("length", [4_321, 5_040, 16_000])
-@pytest.mark.parametrize("normalise", ["utterance", "band"])
+@pytest.mark.parametrize("length", [4_321, 5_280, 16_000])
+@pytest.mark.parametrize("normalise", ["utterance", "band", "both"])
 def test_spectrogram_follows_its_formula(normalise, length):
     samples = signal(length)
-    expected = naive_spectrogram(samples, normalise == "band")
-    got = LogMel(32, layers=1, normalise=normalise).spectrogram(single(torch.from_numpy(samples))).values
+    expected = naive_spectrogram(samples, normalise)
+    got = LogMel(32, normalise=normalise).spectrogram(single(torch.from_numpy(samples))).values
     assert got.shape == expected.shape
     np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("normalise", ["utterance", "band"])
+@pytest.mark.parametrize("normalise", ["utterance", "band", "both"])
 def test_spectrogram_ignores_volume_and_offset(normalise):
-    encoder = LogMel(32, layers=1, normalise=normalise)
+    encoder = LogMel(32, normalise=normalise)
     wave = torch.from_numpy(signal(8_000))
     wave = (wave - wave.mean()) / (wave - wave.mean()).abs().max()
     expected = encoder.spectrogram(single(wave)).values
@@ -106,16 +106,16 @@ def test_spectrogram_ignores_volume_and_offset(normalise):
 
 
 def test_each_set_is_levelled_alone():
-    encoder = LogMel(32, layers=1)
+    encoder = LogMel(32)
     loud, quiet = torch.from_numpy(signal(3_000)) * 1_000 + 7, torch.from_numpy(signal(5_000)) * 0.01
     both = encoder.spectrogram(Ragged(torch.cat([loud, quiet]), torch.tensor([0, 3_000, 8_000]))).values
-    expected = [naive_spectrogram(signal(n), by_band=False) for n in (3_000, 5_000)]
+    expected = [naive_spectrogram(signal(n), "both") for n in (3_000, 5_000)]
     np.testing.assert_allclose(both.numpy(), np.concatenate(expected), rtol=0, atol=1e-3)
 
 
 def test_a_constant_signal_is_silence():
-    frames = LogMel(32, layers=1).spectrogram(single(torch.full((1_000,), 0.3))).values
-    assert torch.equal(frames, torch.zeros(5, 64))
+    frames = LogMel(32).spectrogram(single(torch.full((1_000,), 0.3))).values
+    assert torch.equal(frames, torch.zeros(2, 2, 96))
 
 
 # Convolutions and conformer.
@@ -165,24 +165,39 @@ def naive_block(x, block, heads):
     return x + linear(gelu(linear(layer_norm(x, block.norm_feed), block.feed_in)), block.feed_out)
 
 
+def batch_norm(x, norm):
+    mean, variance, weight, bias = (
+        t[:, None, None] for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
+
+
 def naive_encode(frames, encoder, heads):
-    x = frames[None, None]
-    for conv in (encoder.conv1, encoder.conv2):
-        x = gelu(functional.conv2d(x, conv.weight, conv.bias, stride=2, padding=1))
+    x = frames.transpose(0, 1)[None]  # [1, C, time, 96]
+    if x.shape[2] % 2:
+        x = torch.cat([x, torch.zeros_like(x[:, :, :1])], 2)
+    conv = functional.conv2d
+    x = batch_norm(conv(x, encoder.stem.weight, stride=(2, 4), padding=(2, 3)), encoder.norm_stem).clamp(min=0)
+    for stage, stride in zip(encoder.stages, (1, 2, 2), strict=True):
+        y = batch_norm(conv(x, stage.conv1.weight, stride=(1, stride), padding=1), stage.norm1).clamp(min=0)
+        y = batch_norm(conv(y, stage.conv2.weight, padding=1), stage.norm2)
+        x = y + batch_norm(conv(x[..., ::stride], stage.shortcut[0].weight), stage.shortcut[1])
+        x = x.clamp(min=0)
     rows = torch.stack([x[0, :, t].flatten() for t in range(x.shape[2])])
-    rows = layer_norm(linear(rows, encoder.project), encoder.norm_in)
+    rows = linear(rows, encoder.project)
     for block in encoder.blocks:
         rows = naive_block(rows, block, heads)
     return layer_norm(rows, encoder.norm_out)
 
 
 @pytest.mark.parametrize("frames", [1, 6, 37, 101])
-@pytest.mark.parametrize("stream", [VOICE, TONE], ids=lambda s: s.name)
+@pytest.mark.parametrize("stream", [VOICE, TONE, StreamConfig("voice", "audio", "logmel", 16)], ids=str)
 def test_voice_vectors_follow_their_formula(stream, frames):
     encoder = scrambled(stream)
-    x = torch.randn(frames, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    channels = encoder.stem.in_channels
+    x = torch.randn(frames, channels, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        expected = naive_encode(x, encoder, stream.options["heads"])
+        expected = naive_encode(x, encoder, stream.options.get("heads"))
         torch.testing.assert_close(encoder.encode(single(x)).values, expected, rtol=0, atol=1e-5)
 
 
@@ -206,7 +221,7 @@ def naive_luma(crop):
 
 
 def naive_face(luma, state, blocks):
-    """One picture `[S, S]` -> its vector."""
+    """One picture `[S, S]` -> its vector; `blocks` in each stage."""
 
     def conv(x, name, stride=1):
         weight = state[f"{name}.weight"]
@@ -218,11 +233,13 @@ def naive_face(luma, state, blocks):
         return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
 
     x = norm(conv(luma[None, None], "stem", 2), "norm_stem").clamp(min=0)
-    for i in range(blocks):
-        stride, at = (1 if i == 0 else 2), f"stages.{i}"
+    firsts = [sum(blocks[:stage]) for stage in range(len(blocks))]
+    for i in range(sum(blocks)):
+        changes = i in firsts[1:]
+        stride, at = (2 if changes else 1), f"stages.{i}"
         y = norm(conv(x, f"{at}.conv1", stride), f"{at}.norm1").clamp(min=0)
         y = norm(conv(y, f"{at}.conv2"), f"{at}.norm2")
-        x = x if i == 0 else norm(conv(x, f"{at}.shortcut.0", stride), f"{at}.shortcut.1")
+        x = x if not changes else norm(conv(x, f"{at}.shortcut.0", stride), f"{at}.shortcut.1")
         x = (x + y).clamp(min=0)
     pooled = x[0].flatten(1).sum(1) / x[0, 0].numel()
     variance = ((pooled - pooled.mean()) ** 2).mean()
@@ -240,13 +257,14 @@ def test_luma_follows_bt601():
     torch.testing.assert_close(encoder.luma(values).double(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("widths", [[4], [8, 16]], ids=str)
-def test_face_vectors_follow_their_formula(widths):
-    encoder = scrambled(StreamConfig("face", "video", "facecnn", 24, {"widths": widths}))
+@pytest.mark.parametrize(("widths", "blocks"), [([4], []), ([8, 16], []), ([8, 16], [2, 1, 3])], ids=str)
+def test_face_vectors_follow_their_formula(widths, blocks):
+    encoder = scrambled(StreamConfig("face", "video", "facecnn", 24, {"widths": widths, "blocks": blocks}))
+    blocks = blocks or [1] * (len(widths) + 1)
     x = crops([10])
     with torch.inference_mode():
         state = encoder.state_dict()
-        expected = torch.stack([naive_face(naive_luma(crop), state, len(widths) + 1) for crop in x.values])
+        expected = torch.stack([naive_face(naive_luma(crop), state, blocks) for crop in x.values])
         torch.testing.assert_close(encoder(x).values, expected, rtol=0, atol=1e-5)
 
 

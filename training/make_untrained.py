@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from merfast import bundle
-from merfast.config import BundleConfig, Preprocessing, StreamConfig
+from merfast.config import BundleConfig
 from merfast.models import FusedModel
+from training.recipe import read_recipe
+
+MINI = Path(__file__).parent / "recipes" / "mini.toml"
 
 CARD = """# merfast-mini (UNTRAINED)
 
@@ -25,23 +29,17 @@ Random weights (seed {seed}): the predictions of this bundle mean nothing. It se
 
 def mini_config(**changes: object) -> BundleConfig:
     """Config of the mini bundle, untrained unless `changes` say otherwise."""
-    entries: dict[str, object] = {
-        "name": "merfast-mini",
-        "trained": False,
-        "streams": (
-            StreamConfig("voice", "audio", "logmel", 128),
-            StreamConfig("face", "video", "facecnn", 192),
-        ),
-        "preprocessing": Preprocessing(frame_rate=5.0, crop_size=64, face_scale=1.0, max_window=16.0),
-        "licence": "Apache-2.0",
-    }
-    return BundleConfig(**(entries | changes))  # type: ignore[arg-type]
+    return read_recipe(MINI).bundle_config(**({"licence": "Apache-2.0"} | changes))
 
 
-def write(out: Path, seed: int = 0) -> None:
-    """Write the bundle and its model card; the same seed gives the same bytes with the same torch."""
+def write(out: Path, seed: int = 0, config: BundleConfig | None = None) -> None:
+    """Write the bundle, the mini one unless `config` is given, and its model card.
+
+    The same seed gives the same bytes with the same torch.
+    """
     made = f"python -m training.make_untrained OUT --seed {seed}"
-    config = mini_config(provenance={"weights": "random, untrained", "made_by": made, "seed": seed})
+    provenance = {"weights": "random, untrained", "made_by": made, "seed": seed}
+    config = replace(config or mini_config(), provenance=provenance)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FusedModel(config)

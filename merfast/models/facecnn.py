@@ -21,7 +21,8 @@ class FaceCNN(nn.Module):
     Args:
         dim: width of the vectors, and of the last stage.
         crop_size: pixels, square.
-        widths: of the other stages; each halves the picture.
+        widths: of the other stages; each after the first halves the picture, as the last one does.
+        blocks: residual blocks of each stage, the last one's too; one each if empty.
         dropout: on the vectors, while training.
 
     Raises:
@@ -29,17 +30,31 @@ class FaceCNN(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, crop_size: int, widths: Sequence[int] = (32, 64, 128), dropout: float = 0.2
+        self,
+        dim: int,
+        *,
+        crop_size: int,
+        widths: Sequence[int] = (32, 64, 128),
+        blocks: Sequence[int] = (),
+        dropout: float = 0.2,
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
             raise ValueError(f"widths: got {list(widths)}, expected at least one, all above 0")
+        stages = [*widths, dim]
+        blocks = blocks or [1] * len(stages)
+        if len(blocks) != len(stages) or min(blocks) < 1:
+            raise ValueError(f"blocks: got {list(blocks)}, expected {len(stages)} numbers, all above 0")
         self.dim, self.crop_size = dim, crop_size
         self.stem = nn.Conv2d(1, widths[0], 3, stride=2, padding=1, bias=False)
         self.norm_stem = nn.BatchNorm2d(widths[0])
-        stages = [*widths, dim]
+        first = [Residual(widths[0], widths[0], 1), *(Residual(a, b, 2) for a, b in pairwise(stages))]
         self.stages = nn.Sequential(
-            Residual(widths[0], widths[0], 1), *(Residual(a, b, 2) for a, b in pairwise(stages))
+            *(
+                block
+                for down, width, count in zip(first, stages, blocks, strict=True)
+                for block in (down, *(Residual(width, width, 1) for _ in range(count - 1)))
+            )
         )
         self.norm_out = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
@@ -65,9 +80,7 @@ class FaceCNN(nn.Module):
         """`[N, 1, S, S]` luma (ITU-R BT.601) of crops `[N, S, S, 3]`, each crop brought to mean 0 and deviation 1."""
         dtype = self.stem.weight.dtype
         grey = crops.to(dtype) @ torch.tensor([0.299, 0.587, 0.114], dtype=dtype, device=crops.device)
-        grey = grey - grey.mean((1, 2), keepdim=True)
-        deviation = grey.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1.0)  # of 255
-        return (grey / deviation)[:, None]
+        return levelled(grey)[:, None]
 
     def encode(self, luma: Tensor) -> Tensor:
         """Normalised luma `[N, 1, S, S]` -> vectors `[N, dim]`."""
@@ -75,6 +88,13 @@ class FaceCNN(nn.Module):
         x = functional.relu(self.norm_stem(x))
         vectors: Tensor = self.dropout(self.norm_out(self.stages(x).mean((2, 3))))
         return vectors
+
+
+def levelled(grey: Tensor) -> Tensor:
+    """Pictures `[..., S, S]` in 0 to 255, each brought to mean 0 and deviation 1; one that is nearly flat stays so."""
+    grey = grey - grey.mean((-2, -1), keepdim=True)
+    deviation = grey.square().mean((-2, -1), keepdim=True).sqrt().clamp(min=1.0)  # of 255
+    return grey / deviation
 
 
 class Residual(nn.Module):

@@ -1,8 +1,9 @@
-"""Voice encoder of the mini bundle: log-mel spectrogram, strided convolutions, a small conformer."""
+"""Voice encoder of the mini bundle: log-mel spectrogram, residual convolutions, and a small conformer if wanted."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +15,16 @@ from merfast.models.packed import Slots, ragged_attention, rotary_angles, rotate
 from merfast.ops.ragged import Ragged, offsets_from, set_index
 from merfast.types import SAMPLE_RATE
 
-MELS = 64
-FRAME = 400  # samples, 25 ms
-HOP = 160  # samples, 10 ms
-FFT = 512
+MELS = 96
+FRAME = 800  # samples, 50 ms: long enough to part the harmonics of most voices
+HOP = 320  # samples, 20 ms
+FFT = 1024
 LOWEST, HIGHEST = 20.0, 7600.0  # Hz
-STRIDE = 4  # log-mel frames to a feature vector
+STRIDE = 2  # log-mel frames to a feature vector
+NARROWING = 16  # bands to a place at the end of the convolutions
 MOST_LAYERS = 64
 DYNAMIC_RANGE = 8 * math.log(10)  # 80 dB below the loudest band of the set
+NORMALISATIONS = {"utterance": (False,), "band": (True,), "both": (False, True)}  # whether by band, for each channel
 
 
 class LogMel(nn.Module):
@@ -29,10 +32,11 @@ class LogMel(nn.Module):
 
     Args:
         dim: width of the vectors.
-        layers, heads, channels, kernel: of the conformer, and of the convolutions before it.
+        channels: of the first convolutions; the last ones have four times as many.
+        layers, heads, kernel: of a conformer after the convolutions; none by default.
         dropout: while training.
         normalise: bring to mean 0 and deviation 1 the whole of a set's spectrogram ("utterance", which keeps its
-            average spectrum) or each of its bands ("band").
+            average spectrum), each of its bands ("band"), or give the one beside the other ("both").
 
     Raises:
         ValueError: an option is out of range.
@@ -45,36 +49,38 @@ class LogMel(nn.Module):
         self,
         dim: int,
         *,
-        layers: int = 3,
+        channels: int = 16,
+        layers: int = 0,
         heads: int = 4,
-        channels: int = 32,
         kernel: int = 15,
-        dropout: float = 0.1,
-        normalise: str = "utterance",
+        dropout: float = 0.15,
+        normalise: str = "both",
     ) -> None:
         super().__init__()
-        if normalise not in ("utterance", "band"):
-            raise ValueError(f"normalise: got {normalise!r}, expected 'utterance' or 'band'")
-        if layers > MOST_LAYERS:
-            raise ValueError(f"layers: got {layers}, expected at most {MOST_LAYERS}")
-        if min(layers, heads, channels) < 1 or dim % (2 * heads):
+        if normalise not in NORMALISATIONS:
+            raise ValueError(f"normalise: got {normalise!r}, expected 'utterance', 'band' or 'both'")
+        if not 0 <= layers <= MOST_LAYERS:
+            raise ValueError(f"layers: got {layers}, expected 0 to {MOST_LAYERS}")
+        if min(dim, heads, channels) < 1 or dim % (2 * heads):
             raise ValueError(f"dim, heads: got {dim}, {heads}, expected dim a multiple of twice the heads, all above 0")
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel: got {kernel}, expected an odd number")
         self.dim, self.reach, self.head_dim = dim, kernel // 2, dim // heads
-        self.by_band = normalise == "band"
+        self.by_band = NORMALISATIONS[normalise]
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FRAME) / FRAME)
         self.register_buffer("window", torch.from_numpy(hann.astype(np.float32)), persistent=False)
         self.register_buffer("filters", torch.from_numpy(mel_filters().astype(np.float32)), persistent=False)
-        self.conv1 = nn.Conv2d(1, channels, 3, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        self.project = nn.Linear(channels * MELS // STRIDE, dim)
-        self.norm_in = nn.LayerNorm(dim)
+        widths = (channels, channels, 2 * channels, 4 * channels)
+        self.stem = nn.Conv2d(len(self.by_band), channels, (5, 7), stride=(STRIDE, 4), padding=(2, 3), bias=False)
+        self.norm_stem = nn.BatchNorm2d(channels)
+        self.stages = nn.ModuleList(Residual(a, b, 1 if a == b else 2) for a, b in pairwise(widths))
+        self.project = nn.Linear(widths[-1] * MELS // NARROWING, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, kernel, dropout) for _ in range(layers))
         self.norm_out = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Ragged) -> Ragged:
-        """Samples `[N]` at 16 kHz -> vectors `[N', dim]`, `ceil(frames / 4)` to a set.
+        """Samples `[N]` at 16 kHz -> vectors `[N', dim]`, `ceil(frames / 2)` to a set.
 
         Raises:
             ValueError: not a 1-D floating-point tensor.
@@ -82,10 +88,18 @@ class LogMel(nn.Module):
         return self.encode(self.spectrogram(x))
 
     def spectrogram(self, x: Ragged) -> Ragged:
-        """Normalised log-mel frames `[frames, 64]` of samples `[N]`; a set's volume and offset do not matter.
+        """Normalised log-mel frames `[frames, C, 96]` of samples `[N]`; a set's volume and offset do not matter.
 
-        A set of n > 0 samples gives `1 + ceil(max(n - 400, 0) / 160)` frames: every sample is in one, and the last is
-        filled up with zeros.
+        A set of n > 0 samples gives `1 + ceil(max(n - 800, 0) / 320)` frames: every sample is in one, and the last is
+        filled up with zeros. C is 2 if normalised in both ways, the whole set first.
+
+        Raises:
+            ValueError: not a 1-D floating-point tensor.
+        """
+        return self.normalised(self.log_mel(x))
+
+    def log_mel(self, x: Ragged) -> Ragged:
+        """Log-mel frames `[frames, 96]` of samples `[N]`, each set brought to peak 1; see `spectrogram`.
 
         Raises:
             ValueError: not a 1-D floating-point tensor.
@@ -105,34 +119,35 @@ class LogMel(nn.Module):
         windows = spread(_levelled(x), layout).unfold(0, FRAME, HOP)[rows]  # [frames, FRAME]
         spectrum = torch.fft.rfft(windows * self.window, n=FFT)
         power = spectrum.real.square() + spectrum.imag.square()
-        logmel = (power @ self.filters).clamp(min=1e-10).log()
-        top = logmel.new_full((len(x),), -torch.inf).scatter_reduce(0, owner, logmel.amax(1), "amax")
-        logmel = logmel.maximum(top[owner, None] - DYNAMIC_RANGE)
-        logmel = logmel - self._set_means(logmel, offsets, owner)[owner]
-        deviation = self._set_means(logmel.square(), offsets, owner).sqrt().clamp(min=1e-2)
-        return Ragged(logmel / deviation[owner], offsets)
+        return Ragged((power @ self.filters).clamp(min=1e-10).log(), offsets)
 
-    def _set_means(self, x: Tensor, offsets: Tensor, owner: Tensor) -> Tensor:
-        """Means over each set, by band `[B, 64]` or over the bands too `[B, 1]`; summed in fp64."""
-        rows = (x if self.by_band else x.mean(1, keepdim=True)).double()
-        sums = rows.new_zeros(len(offsets) - 1, rows.shape[1]).index_add(0, owner, rows)
-        return (sums / offsets.diff().clamp(min=1)[:, None]).to(x.dtype)
+    def normalised(self, frames: Ragged) -> Ragged:
+        """Log-mel frames `[frames, 96]` -> `[frames, C, 96]`, as `spectrogram` gives them."""
+        owner = set_index(frames.offsets)
+        if not len(owner):
+            return Ragged(frames.values.new_zeros(0, len(self.by_band), MELS), frames.offsets)
+        top = frames.values.new_full((len(frames),), -torch.inf)
+        top = top.scatter_reduce(0, owner, frames.values.amax(1), "amax")
+        cut = frames.values.maximum(top[owner, None] - DYNAMIC_RANGE)
+        channels = [_standardised(cut, frames.offsets, owner, by_band) for by_band in self.by_band]
+        return Ragged(torch.stack(channels, 1), frames.offsets)
 
     def encode(self, frames: Ragged) -> Ragged:
-        """Log-mel frames `[frames, 64]` -> vectors `[N', dim]`."""
+        """Normalised log-mel frames `[frames, C, 96]` -> vectors `[N', dim]`."""
         lengths = (frames.lengths + STRIDE - 1) // STRIDE
         offsets = offsets_from(lengths)
         if not len(frames.values):
             return Ragged(frames.values.new_zeros(0, self.dim), offsets)
         layout = slots(frames.lengths, STRIDE, STRIDE)
-        axis = spread(frames.values, layout)  # [time, 64]
-        valid = spread(frames.values.new_ones(len(frames.values)), layout)
-        # Sets start at multiples of the stride: each place of a shorter axis is valid if the first one it is made from
-        # is. A convolution spills one place over a set's end, so it is cleared after each.
-        x = functional.gelu(self.conv1(axis[None, None])) * valid[::2, None]  # [1, channels, time / 2, 32]
-        x = functional.gelu(self.conv2(x))[0]  # [channels, time / 4, 16]
-        x = x.transpose(0, 1).flatten(1)[slots(lengths, 1).places]  # [N', channels * 16]
-        x = self.norm_in(self.project(x))
+        axis = spread(frames.values, layout).transpose(0, 1)  # [C, time, 96]
+        # Sets start at multiples of the stride: each place of the shorter axis is valid if the first one it is made
+        # from is. A convolution spills over a set's end, so what is not valid is cleared after each.
+        valid = spread(frames.values.new_ones(len(frames.values)), layout)[::STRIDE, None]
+        x = functional.relu(self.norm_stem(self.stem(axis[None]))) * valid  # [1, channels, time / 2, 24]
+        for stage in self.stages:
+            x = stage(x, valid)
+        x = x[0].transpose(0, 1).flatten(1)[slots(lengths, 1).places]  # [N', 4 * channels * 6]
+        x = self.project(self.dropout(x))
         gaps = slots(lengths, self.reach)
         angles = rotary_angles(offsets, self.head_dim)
         for block in self.blocks:
@@ -147,6 +162,38 @@ def _levelled(x: Ragged) -> Tensor:
     centred = x.values - (sums / x.lengths.clamp(min=1)).to(x.values.dtype)[owner]
     peaks = centred.new_zeros(len(x)).scatter_reduce(0, owner, centred.abs(), "amax")
     return centred / peaks.clamp(min=1e-20)[owner]
+
+
+def _standardised(x: Tensor, offsets: Tensor, owner: Tensor, by_band: bool) -> Tensor:
+    """Rows `[N, 96]` with mean 0 and deviation 1 over each set, by band or over the bands too."""
+    x = x - _set_means(x, offsets, owner, by_band)[owner]
+    deviation = _set_means(x.square(), offsets, owner, by_band).sqrt().clamp(min=1e-2)
+    return x / deviation[owner]
+
+
+def _set_means(x: Tensor, offsets: Tensor, owner: Tensor, by_band: bool) -> Tensor:
+    """Means over each set, by band `[B, 96]` or over the bands too `[B, 1]`; summed in fp64."""
+    rows = (x if by_band else x.mean(1, keepdim=True)).double()
+    sums = rows.new_zeros(len(offsets) - 1, rows.shape[1]).index_add(0, owner, rows)
+    return (sums / offsets.diff().clamp(min=1)[:, None]).to(x.dtype)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with a shortcut (arXiv 1512.03385), over time and bands; divides the bands by `stride`."""
+
+    def __init__(self, width: int, wider: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, wider, 3, stride=(1, stride), padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(wider)
+        self.conv2 = nn.Conv2d(wider, wider, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(wider)
+        self.shortcut = nn.Sequential(nn.Conv2d(width, wider, 1, stride=(1, stride), bias=False), nn.BatchNorm2d(wider))
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """`[1, width, time, bands]` and 1 or 0 `[time, 1]` -> `[1, wider, time, bands / stride]`, 0 where not valid."""
+        y = functional.relu(self.norm1(self.conv1(x))) * valid
+        y = self.norm2(self.conv2(y))
+        return functional.relu(y + self.shortcut(x)) * valid
 
 
 class Block(nn.Module):
@@ -184,11 +231,14 @@ class Block(nn.Module):
         return out
 
 
-def mel_filters() -> npt.NDArray[np.float64]:
-    """`[257, 64]` triangles of height 1, evenly spaced on the mel scale of O'Shaughnessy (1987), as HTK computes it."""
-    low, high = (2595 * math.log10(1 + f / 700) for f in (LOWEST, HIGHEST))
-    corners = 700 * (10 ** (np.linspace(low, high, MELS + 2) / 2595) - 1)  # Hz
-    bins = np.arange(FFT // 2 + 1)[:, None] * SAMPLE_RATE / FFT
+def mel_filters(
+    bands: int = MELS, fft: int = FFT, lowest: float = LOWEST, highest: float = HIGHEST
+) -> npt.NDArray[np.float64]:
+    """`[fft / 2 + 1, bands]` triangles of height 1, evenly spaced from `lowest` to `highest` Hz on the mel scale of
+    O'Shaughnessy (1987), as HTK computes it."""
+    low, high = (2595 * math.log10(1 + f / 700) for f in (lowest, highest))
+    corners = 700 * (10 ** (np.linspace(low, high, bands + 2) / 2595) - 1)  # Hz
+    bins = np.arange(fft // 2 + 1)[:, None] * SAMPLE_RATE / fft
     rising = (bins - corners[:-2]) / np.diff(corners[:-1])
     falling = (corners[2:] - bins) / np.diff(corners[1:])
     triangles: npt.NDArray[np.float64] = np.minimum(rising, falling).clip(min=0)

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from merfast.config import BundleConfig
 from merfast.errors import BundleError
+from merfast.models.checkpoints import Checkpoint
 from merfast.models.decoding import JointDecoder
 from merfast.models.encoders import build_encoder
+from merfast.models.foundation import FoundationEncoder
 from merfast.models.fusion import AFG, STRUCTURES
 from merfast.ops.afg import Prepare
 from merfast.ops.decode import Decoded, decode
@@ -26,21 +28,31 @@ class FusedModel(nn.Module):
 
     `forward` is `average(fuse(encode(...)))`; training keeps what `encode` gives and calls `decode` on it.
 
+    Args:
+        config: streams, fusion and preprocessing.
+        checkpoints: stream name -> foundation model, for the streams of kind "transformers"; its weights are kept.
+
     Raises:
-        BundleError: an encoder or its options are unknown, or a stream's name cannot be used.
+        BundleError: an encoder or its options are unknown, a checkpoint is missing, does not fit or belongs to no
+            stream, or a stream's name cannot be used.
     """
 
     mix: Tensor
 
-    def __init__(self, config: BundleConfig) -> None:
+    def __init__(self, config: BundleConfig, checkpoints: Mapping[str, Checkpoint] | None = None) -> None:
         super().__init__()
         self.config = config
+        given = dict(checkpoints or {})
+        if unknown := sorted(given.keys() - {s.name for s in config.streams}):
+            raise BundleError(f"got checkpoints of unknown streams {unknown}")
         for stream in config.streams:
             # Names become parts of tensor names, and must not collide with the module dictionary's own attributes.
             if not stream.name.isidentifier() or hasattr(nn.ModuleDict(), stream.name):
                 raise BundleError(f"config stream {stream.name!r}: name cannot be used, expected a word like 'voice'")
         fusion, streams = config.fusion, config.streams
-        self.encoders = nn.ModuleDict({s.name: build_encoder(s, config.preprocessing) for s in streams})
+        self.encoders = nn.ModuleDict(
+            {s.name: build_encoder(s, config.preprocessing, given.get(s.name)) for s in streams}
+        )
         self.structures = nn.ModuleDict({name: STRUCTURES[name](streams, fusion) for name in fusion.structures})
         self.decoder = JointDecoder(len(fusion.structures), fusion.dim, fusion.valence_dim)
         mix = torch.from_numpy(np.array(fusion.mix, dtype=np.float32))
@@ -84,7 +96,14 @@ class FusedModel(nn.Module):
     def average(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Structures' vectors `[S, B, h]` -> posterior `[B, 6]` and valence `[B]` in [-5, 5]."""
         posterior, valence = decode(vectors, self.decoder.weights, self.mix)
+        if self.config.fusion.temperature != 1.0:
+            posterior = (posterior.log() / self.config.fusion.temperature).softmax(-1)
         return posterior, valence.clamp(-VALENCE_LIMIT, VALENCE_LIMIT)
+
+    @property
+    def foundations(self) -> dict[str, FoundationEncoder]:
+        """The encoders that are foundation models, by stream; their weights have files of their own in a bundle."""
+        return {name: e for name, e in self.encoders.items() if isinstance(e, FoundationEncoder)}
 
     def accelerate(self, prepare: Prepare | None) -> int:
         """Run every AFG on an implementation of the op, prepared with the present weights; None undoes it.
