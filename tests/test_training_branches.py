@@ -13,10 +13,9 @@ import torch
 
 import merfast
 from merfast import bundle as bundles
-from merfast.models.facecnn import FaceCNN, levelled
 from training import __main__ as everything
-from training import branches, encoders, face
-from training.corpora import read_faces, read_speech
+from training import branches, encoders
+from training.corpora import read_speech
 from training.data import DataError
 from training.project import Project
 from training.recipe import Recipe, read_recipe
@@ -130,21 +129,6 @@ def test_branches_come_first(data: Path, tmp_path: Path) -> None:
 def test_encoders_are_for_composites_only(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="got a recipe of kind 'manifest', expected 'composites'"):
         encoders.train_encoders(Project(replace(tiny(), kind="manifest"), data, tmp_path))
-
-
-def test_batch_norms_fit_the_kept_weights(data: Path) -> None:
-    """A network whose norms have the statistics of its own activations does not change when they are taken anew."""
-    pictures = read_faces(data / "fer2013.npz", 0.0, 0)["train"]
-    torch.manual_seed(0)
-    branch = face.FaceBranch(FaceCNN(16, crop_size=48, widths=(4,)))
-    images = torch.from_numpy(pictures.images)
-    seen: list[torch.Tensor] = []
-    branch.encoder.stem.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
-    face._settle(branch, images, count=60, batch=20)
-    first = torch.cat(seen)
-    torch.testing.assert_close(branch.encoder.norm_stem.running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    assert branch.encoder.norm_stem.momentum == 0.1
-    assert levelled(images[:2].float()).abs().max() > 1
 
 
 def test_unlabelled_speakers_are_refused(data: Path, tmp_path: Path) -> None:

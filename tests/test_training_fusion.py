@@ -11,7 +11,7 @@ import torch
 
 from merfast.config import FusionConfig, StreamConfig
 from merfast.models.model import FusedModel
-from merfast.ops.ragged import Ragged, offsets_from
+from merfast.ops.ragged import Ragged, offsets_from, take
 from training.data import DataError, Sample
 from training.fusion import (
     Batches,
@@ -24,7 +24,6 @@ from training.fusion import (
     keep,
     loss_terms,
     predict,
-    take,
     without,
 )
 from training.make_untrained import mini_config

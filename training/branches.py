@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from merfast.files import replace_file
 from merfast.models.encoders import build_encoder
 from merfast.models.facecnn import FaceCNN
 from merfast.models.logmel import LogMel
@@ -183,9 +183,7 @@ def _save(project: Project, job: str, branch: nn.Module) -> None:
 
 def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_bytes(safetensors.torch.save(tensors, metadata))
-    part.replace(file)
+    replace_file(file, safetensors.torch.save(tensors, metadata))
 
 
 def load(project: Project, job: str) -> Any:

@@ -234,7 +234,7 @@ def train_face(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         branch = FaceBranch(encoder)
-    kept = fit(
+    return fit(
         branch,
         recipe.schedule,
         folder=folder,
@@ -246,22 +246,3 @@ def train_face(
         fingerprint=fingerprint,
         progress=progress,
     )
-    assert isinstance(kept, FaceBranch)
-    _settle(kept, images)
-    return kept.eval()
-
-
-@torch.no_grad()
-def _settle(branch: FaceBranch, images: Tensor, count: int = 2560, batch: int = 256) -> None:
-    """Take the batch norms' statistics anew, from plain pictures: those of the run are of other weights."""
-    norms = [m for m in branch.modules() if isinstance(m, nn.BatchNorm2d)]
-    kept = [m.momentum for m in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over all batches
-    branch.train()
-    rows = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
-    for part in torch.split(images[rows], batch):
-        branch(levelled(part.float())[:, None])
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.momentum = momentum

@@ -14,7 +14,7 @@ from torch.nn import functional
 from merfast.models.fusion import AFG
 from merfast.models.model import FusedModel
 from merfast.ops.decode import Decoded
-from merfast.ops.ragged import Ragged, offsets_from, set_index
+from merfast.ops.ragged import Ragged, offsets_from, set_index, take
 from merfast.types import EMOTIONS
 from training.data import DataError, Sample
 from training.recipe import TrainRecipe
@@ -66,15 +66,6 @@ class FeatureSet:
 
     def __len__(self) -> int:
         return len(self.clips)
-
-
-def take(x: Ragged, rows: Tensor) -> Ragged:
-    """Those sets of `x`, in the order given."""
-    lengths = x.lengths[rows]
-    offsets = offsets_from(lengths)
-    owner = set_index(offsets)
-    places = x.offsets[rows][owner] + torch.arange(len(owner)) - offsets[owner]
-    return Ragged(x.values[places], offsets)
 
 
 def keep(x: Ragged, mask: Tensor) -> Ragged:

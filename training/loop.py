@@ -7,18 +7,20 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from merfast.files import replace_file
 from training.data import DataError
+
+M = TypeVar("M", bound=nn.Module)
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.csv"
@@ -77,7 +79,7 @@ class _State:
 
 
 def fit(
-    model: nn.Module,
+    model: M,
     schedule: Schedule,
     *,
     folder: Path,
@@ -89,7 +91,7 @@ def fit(
     select: str = "score",
     fingerprint: str = "",
     progress: Callable[[str], None] | None = None,
-) -> nn.Module:
+) -> M:
     """Train `model`; returns a copy with the kept weights, in evaluation mode.
 
     After each epoch everything is written to one file in `folder`; called again, it goes on from there, and the result
@@ -117,7 +119,9 @@ def fit(
     average = copy.deepcopy(model) if schedule.ema else model
     best = copy.deepcopy(average).eval()
     state = _State(fingerprint, history=[])
-    parts = {"model": model, "best": best} | ({"average": average} if schedule.ema else {})
+    parts: dict[str, nn.Module] = {"model": model, "best": best}
+    if schedule.ema:
+        parts["average"] = average
     if (folder / CHECKPOINT).exists():
         state = _restore(folder / CHECKPOINT, parts, optimiser, fingerprint)
     autocast = schedule.precision == "bf16" or (schedule.precision == "auto" and device.type == "cuda")
@@ -190,9 +194,7 @@ def _save(file: Path, parts: dict[str, nn.Module], optimiser: torch.optim.Optimi
     for index, entry in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(t) for name, t in entry.items() if t is not None}
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_bytes(safetensors.torch.save(tensors, {"state": json.dumps(asdict(state))}))
-    part.replace(file)
+    replace_file(file, safetensors.torch.save(tensors, {"state": json.dumps(asdict(state))}))
 
 
 def _restore(file: Path, parts: dict[str, nn.Module], optimiser: torch.optim.Optimizer, fingerprint: str) -> _State:
@@ -225,6 +227,4 @@ def _write_log(file: Path, history: list[dict[str, float]]) -> None:
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in history)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    part.replace(file)
+    replace_file(file, text.getvalue().encode())

@@ -154,7 +154,7 @@ def train_prosody(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         branch = ProsodyBranch(encoder)
-    kept = fit(
+    return fit(
         branch,
         recipe.schedule,
         folder=folder,
@@ -165,5 +165,3 @@ def train_prosody(
         fingerprint=fingerprint,
         progress=progress,
     )
-    assert isinstance(kept, ProsodyBranch)
-    return kept.eval()

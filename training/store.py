@@ -212,6 +212,7 @@ def write_entry(file: Path, entry: Entry) -> None:
             fits = not len(values) or float(values.abs().max()) < _LARGEST_HALF
             tensors[f"{w}/{name}"] = (values.half() if fits else values).contiguous()
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Not synced to the disk, as there are many: the checksum finds what a crash of the machine may leave.
     part = file.with_name(f".{file.name}.{os.getpid()}")
     part.write_bytes(safetensors.torch.save(tensors, {"crc": _crc(tensors)}))
     part.replace(file)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from merfast.models.fusion import AFG
 from merfast.models.logmel import HOP, LogMel
-from merfast.ops.ragged import Ragged, offsets_from, set_index
+from merfast.ops.ragged import Ragged, offsets_from, set_index, take
 from merfast.types import EMOTIONS, SAMPLE_RATE, FloatArray
 from training.corpora import Utterance
 from training.data import DataError, check_disjoint
@@ -126,10 +126,7 @@ class Spectra:
 
     def take(self, rows: Tensor) -> Ragged:
         """The frames of the utterances `rows` `[B']`."""
-        offsets = offsets_from(self.frames.lengths[rows])
-        owner = set_index(offsets)
-        at = torch.arange(len(owner)) - offsets[owner] + self.frames.offsets[rows][owner]
-        return Ragged(self.frames.values[at], offsets)
+        return take(self.frames, rows)
 
     @property
     def labels(self) -> Tensor:
@@ -306,7 +303,7 @@ def train_voice(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         branch = VoiceBranch(encoder, recipe.dropout)
-    kept = fit(
+    return fit(
         branch,
         recipe.schedule,
         folder=folder,
@@ -318,5 +315,3 @@ def train_voice(
         fingerprint=fingerprint,
         progress=progress,
     )
-    assert isinstance(kept, VoiceBranch)
-    return kept.eval()

@@ -7,6 +7,7 @@ between are as they leave their blocks.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -47,7 +48,7 @@ def foundation(
     return VideoFoundation(dim, checkpoint, layer, crop_size)
 
 
-class FoundationEncoder(nn.Module):
+class FoundationEncoder(nn.Module, ABC):
     """What both modalities share: the model, and the choice of the layer.
 
     Raises:
@@ -94,9 +95,9 @@ class FoundationEncoder(nn.Module):
         """Vectors of the last layer, from all that the model gives."""
         return self.pooled(out.last_hidden_state)
 
+    @abstractmethod
     def pooled(self, hidden: Tensor) -> Tensor:
         """Vectors of one hidden state."""
-        raise NotImplementedError
 
     def one_by_one(self, x: Ragged, encode: Callable[[Tensor], Tensor]) -> Ragged:
         """`encode` of each set `[n, ...]` that is not empty, as `[n', dim]`."""

@@ -44,6 +44,15 @@ def set_index(offsets: Tensor) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(lengths), device=offsets.device), lengths)
 
 
+def take(x: Ragged, rows: Tensor) -> Ragged:
+    """The sets `rows` `[B']` of `x`, in the order given."""
+    lengths = x.lengths[rows]
+    offsets = offsets_from(lengths)
+    owner = set_index(offsets)
+    places = x.offsets[rows][owner] + torch.arange(len(owner), device=owner.device) - offsets[owner]
+    return Ragged(x.values[places], offsets)
+
+
 def union(parts: Sequence[Ragged]) -> Ragged:
     """Set b of the result holds the rows of set b of every part, in the order of the parts."""
     if len(parts) == 1:
