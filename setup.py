@@ -12,23 +12,25 @@ from setuptools import setup
 # depend on which copy of an unrolled loop the compiler put it through.
 FLAGS = ["-O3", "-ffp-contract=off", "-Wall", "-Wextra"]
 ISA_FLAGS = {
-    "csrc/afg_avx2.cpp": ["-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma"],
     # GCC 12 warns of its own _mm512_undefined_ps() (bug 105593).
-    "csrc/afg_avx512.cpp": ["-mavx512f", "-mavx2", "-mfma", "-Wno-maybe-uninitialized"],
+    "avx512": ["-mavx512f", "-mavx2", "-mfma", "-Wno-maybe-uninitialized"],
 }
 X86 = platform.machine() == "x86_64"
+BY_ISA = {isa: sorted(glob(f"csrc/*_{isa}.cpp")) for isa in ISA_FLAGS}
+SOURCES = sorted(set(glob("csrc/*.cpp")) - {source for sources in BY_ISA.values() for source in sources})
 
 
 class BuildExt(build_ext):
-    """Compiles the sources in ISA_FLAGS on their own and links them in as objects."""
+    """Compiles `<op>_<isa>.cpp` on their own and links them in as objects."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
         if X86:
             ext.extra_objects = [
                 built
-                for source, flags in ISA_FLAGS.items()
+                for isa, flags in ISA_FLAGS.items()
                 for built in self.compiler.compile(
-                    [source],
+                    BY_ISA[isa],
                     output_dir=self.build_temp,
                     macros=ext.define_macros,
                     extra_postargs=[*ext.extra_compile_args, *flags],
@@ -39,12 +41,12 @@ class BuildExt(build_ext):
 
 extension = Pybind11Extension(
     "merfast._C",
-    ["csrc/module.cpp", "csrc/afg.cpp", "csrc/afg_generic.cpp"],
+    SOURCES,
     cxx_std=17,
     define_macros=[("MERFAST_X86", "1")] if X86 else [],
     extra_compile_args=FLAGS,
     extra_link_args=["-pthread"],
-    depends=[*sorted(glob("csrc/*.h")), *ISA_FLAGS, "setup.py"],
+    depends=[*sorted(glob("csrc/*.h")), *(source for sources in BY_ISA.values() for source in sources), "setup.py"],
 )
 
 setup(ext_modules=[extension], cmdclass={"build_ext": BuildExt})

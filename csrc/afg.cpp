@@ -18,27 +18,13 @@ constexpr int64_t kBlockFloats = 65536;  // 256 KiB of x, a quarter of the L2 of
 // about 30 MFLOP on (AVX-512, D = 128, A = 64).
 constexpr double kFlopsPerThread = 4e7;
 
-std::vector<const AfgIsa*> usable() {
-    std::vector<const AfgIsa*> found;
+const AfgIsa& kernels_for(Isa isa) {
 #ifdef MERFAST_X86
-    // Asks the processor and the operating system (XCR0: are the wide registers saved).
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f")) found.push_back(&afg_avx512());
-    if (avx2) found.push_back(&afg_avx2());
+    if (isa == Isa::avx512) return afg_avx512();
+    if (isa == Isa::avx2) return afg_avx2();
 #endif
-    found.push_back(&afg_generic());
-    return found;
-}
-
-const AfgIsa* find(const std::string& name) {
-    static const std::vector<const AfgIsa*> all = usable();
-    std::string names;
-    for (const AfgIsa* isa : all) {
-        if (name == "auto" || name == isa->name) return isa;
-        names += std::string(names.empty() ? "" : ", ") + isa->name;
-    }
-    throw std::invalid_argument("isa: got '" + name + "', expected auto, " + names);
+    (void)isa;
+    return afg_generic();
 }
 
 int64_t round_up(int64_t value, int64_t unit) {
@@ -46,12 +32,6 @@ int64_t round_up(int64_t value, int64_t unit) {
 }
 
 }  // namespace
-
-std::vector<std::string> afg_isas() {
-    std::vector<std::string> names;
-    for (const AfgIsa* isa : usable()) names.emplace_back(isa->name);
-    return names;
-}
 
 void Afg::Free::operator()(float* p) const {
     ::operator delete[](p, std::align_val_t(kAlignment));
@@ -63,8 +43,8 @@ Afg::Buffer Afg::allocate(int64_t floats) {
 }
 
 Afg::Afg(const Shape& shape, const float* weight, const float* bias, const float* score, const float* absent,
-         const float* guide_weight, const std::string& isa)
-    : shape_(shape), isa_(find(isa)), absent_(absent, absent + shape.dim) {
+         const float* guide_weight, Isa isa)
+    : shape_(shape), isa_(&kernels_for(isa)), absent_(absent, absent + shape.dim) {
     packed_.dim = shape.dim;
     packed_.width = shape.width;
     packed_.padded = round_up(shape.width, isa_->lanes);

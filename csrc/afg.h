@@ -4,15 +4,11 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <vector>
 
 #include "afg_isa.h"
 
 namespace merfast {
-
-// Names of the instruction sets that this build has and this machine can run, best first.
-std::vector<std::string> afg_isas();
 
 // Weights of one gathering, packed once; run() may be called from many threads at the same time.
 class Afg {
@@ -22,16 +18,14 @@ class Afg {
     };
 
     // weight [A, D], bias [A], score [H, A], absent [D], guide_weight [A, G] or null, all row-major and copied.
-    // Throws std::invalid_argument when `isa` is not among afg_isas().
     Afg(const Shape& shape, const float* weight, const float* bias, const float* score, const float* absent,
-        const float* guide_weight, const std::string& isa);
+        const float* guide_weight, Isa isa);
 
     // x [N, D], offsets [B + 1] rising from 0 to N, guide [B, G] or null, out [B, D]. At most `threads` threads work,
     // fewer when the work is small; the result does not depend on how many.
     void run(const float* x, const int64_t* offsets, int64_t sets, const float* guide, float* out, int threads) const;
 
     const Shape& shape() const { return shape_; }
-    const char* isa() const { return isa_->name; }
 
   private:
     struct Free {

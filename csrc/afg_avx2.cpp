@@ -1,55 +1,10 @@
-// AFG in eight-lane vectors: AVX2 and FMA.
-#include <immintrin.h>
-
 #include "afg_kernel.h"
+#include "vec_avx2.h"
 
 namespace merfast {
-namespace {
-
-struct Vec {
-    using T = __m256;
-    static constexpr int lanes = 8;
-    static constexpr int panel = 2;
-    static constexpr int rows = 6;  // 12 sums, 2 weights and a value in 16 registers
-
-    static __m256i mask(int64_t count) {
-        const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count < lanes ? count : lanes)), lane);
-    }
-    static T zero() { return _mm256_setzero_ps(); }
-    static T set1(float v) { return _mm256_set1_ps(v); }
-    static T load(const float* p) { return _mm256_loadu_ps(p); }
-    static void store(float* p, T v) { _mm256_storeu_ps(p, v); }
-    static T load_part(const float* p, int64_t count, float fill) {
-        const __m256i m = mask(count);
-        return _mm256_blendv_ps(set1(fill), _mm256_maskload_ps(p, m), _mm256_castsi256_ps(m));
-    }
-    static void store_part(float* p, int64_t count, T v) { _mm256_maskstore_ps(p, mask(count), v); }
-    static T add(T a, T b) { return _mm256_add_ps(a, b); }
-    static T sub(T a, T b) { return _mm256_sub_ps(a, b); }
-    static T mul(T a, T b) { return _mm256_mul_ps(a, b); }
-    static T div(T a, T b) { return _mm256_div_ps(a, b); }
-    static T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
-    static T max(T a, T b) { return _mm256_max_ps(a, b); }
-    static T min(T a, T b) { return _mm256_min_ps(a, b); }
-    static T exp2_bits(T v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 23)); }
-    static float first(T v) { return _mm256_cvtss_f32(v); }
-    static float sum(T v) {
-        __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-        half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-        return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-    }
-    static float largest(T v) {
-        __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-        half = _mm_max_ps(half, _mm_movehl_ps(half, half));
-        return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
-    }
-};
-
-}  // namespace
 
 const AfgIsa& afg_avx2() {
-    static constexpr AfgIsa isa{"avx2", Vec::lanes, Vec::panel, gather<Vec>, merge<Vec>};
+    static constexpr AfgIsa isa{Vec::lanes, Vec::panel, gather<Vec>, merge<Vec>};
     return isa;
 }
 

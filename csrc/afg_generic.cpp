@@ -1,51 +1,10 @@
-// AFG in four-lane vectors that every compiler target has; multiply and add are rounded apart (-ffp-contract=off).
 #include "afg_kernel.h"
+#include "vec_generic.h"
 
 namespace merfast {
-namespace {
-
-struct Vec {
-    typedef float T __attribute__((vector_size(16)));
-    typedef uint32_t Bits __attribute__((vector_size(16)));
-    static constexpr int lanes = 4;
-    static constexpr int panel = 2;  // vectors of weights held in registers by a tile
-    static constexpr int rows = 4;   // rows of a tile: 8 sums, 2 weights, a value and a product in 16 registers
-
-    static T zero() { return T{}; }
-    static T set1(float v) { return T{v, v, v, v}; }
-    static T load(const float* p) {
-        T v;
-        __builtin_memcpy(&v, p, sizeof v);
-        return v;
-    }
-    static void store(float* p, T v) { __builtin_memcpy(p, &v, sizeof v); }
-    static T load_part(const float* p, int64_t count, float fill) {  // the first `count` lanes
-        if (count >= lanes) return load(p);
-        T v = set1(fill);
-        for (int64_t i = 0; i < count; ++i) v[i] = p[i];
-        return v;
-    }
-    static void store_part(float* p, int64_t count, T v) {
-        if (count >= lanes) return store(p, v);
-        for (int64_t i = 0; i < count; ++i) p[i] = v[i];
-    }
-    static T add(T a, T b) { return a + b; }
-    static T sub(T a, T b) { return a - b; }
-    static T mul(T a, T b) { return a * b; }
-    static T div(T a, T b) { return a / b; }
-    static T fma(T a, T b, T c) { return a * b + c; }
-    static T max(T a, T b) { return a > b ? a : b; }  // b where either is NaN
-    static T min(T a, T b) { return a < b ? a : b; }
-    static T exp2_bits(T v) { return T(Bits(v) << 23); }  // low 8 bits of v, moved to the exponent
-    static float first(T v) { return v[0]; }
-    static float sum(T v) { return (v[0] + v[2]) + (v[1] + v[3]); }
-    static float largest(T v) { return larger(larger(v[0], v[2]), larger(v[1], v[3])); }
-};
-
-}  // namespace
 
 const AfgIsa& afg_generic() {
-    static constexpr AfgIsa isa{"generic", Vec::lanes, Vec::panel, gather<Vec>, merge<Vec>};
+    static constexpr AfgIsa isa{Vec::lanes, Vec::panel, gather<Vec>, merge<Vec>};
     return isa;
 }
 

@@ -1,12 +1,7 @@
 // What one instruction set offers to the ragged AFG gathering, and the plain data handed to it.
-//
-// Note [One definition per instruction set]: the afg_<isa>.cpp files are compiled with flags that not every
-// machine can run. An inline function with external linkage that two objects both emit is kept once, and the
-// linker may keep the AVX-512 copy for everybody. So those files include this header, intrinsics and templates
-// in unnamed namespaces, and nothing of the standard library that has code in it.
 #pragma once
 
-#include <cstdint>
+#include "isa.h"
 
 namespace merfast {
 
@@ -42,7 +37,6 @@ struct AfgSpan {
 };
 
 struct AfgIsa {
-    const char* name;
     int lanes;  // floats per vector
     int panel;  // vectors per panel
     // Gathers consecutive spans of x [N, D]; guide is [B, G] or null. Scratch, aligned to 64 bytes, holds projected

@@ -133,10 +133,6 @@ inline void weigh(const float* x, int64_t stride, const float* weight, int64_t r
     if (d < columns) weigh_columns<V, 1, true>(x + d, stride, weight, rows, scale, z + d, columns - d);
 }
 
-inline float larger(float a, float b) {
-    return a > b ? a : b;
-}
-
 template <class V>
 inline float exp_one(float value) {
     return V::first(exp_negative<V>(V::set1(value)));

@@ -1,4 +1,4 @@
-// tanh and exp over a vector type V (see afg_generic.cpp for what V offers). Coefficients are merfast's own fits.
+// tanh and exp over a vector type V (see vec_generic.h for what V offers). Coefficients are merfast's own fits.
 #pragma once
 
 namespace merfast {
