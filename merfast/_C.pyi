@@ -22,4 +22,23 @@ class AfgKernel:
     @property
     def isa(self) -> str: ...
 
+class DecodeKernel:
+    def __init__(
+        self,
+        emotion_weight: _Floats,
+        emotion_bias: _Floats,
+        hidden_weight: _Floats,
+        hidden_bias: _Floats,
+        valence_weight: _Floats,
+        valence_bias: _Floats,
+        class_valence: _Floats,
+        mix: _Floats,
+        temperature: float,
+        limit: float,
+        isa: str,
+    ) -> None: ...
+    def run(self, z: _Floats, posterior: _Floats, valence: _Floats) -> None: ...
+    @property
+    def isa(self) -> str: ...
+
 def isas() -> list[str]: ...

@@ -81,6 +81,19 @@ def test_wrong_mix_is_named(decoder):
         decode(torch.zeros(S, B, D, dtype=torch.float64), decoder.weights, torch.ones(2, dtype=torch.float64))
 
 
+def test_temperature_and_limit(decoder):
+    z = torch.randn(S, B, D, dtype=torch.float64)
+    mix = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    with torch.no_grad():
+        plain, valence = decode(z, decoder.weights, mix)
+        same, clamped = decode(z, decoder.weights, mix, 1.0, 0.25)
+        sharp, _ = decode(z, decoder.weights, mix, 0.5)
+    assert torch.equal(same, plain)
+    assert valence.abs().max() > 0.25
+    assert torch.equal(clamped, valence.clamp(-0.25, 0.25))
+    torch.testing.assert_close(sharp, plain**2 / (plain**2).sum(1, keepdim=True))
+
+
 def test_mu_starts_at_the_class_means():
     assert JointDecoder(2, D, M).class_valence.tolist() == [list(CLASS_VALENCE)] * 2
     means = [0.0, -1.0, 1.0, -1.5, -0.5, 0.25]

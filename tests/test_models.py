@@ -15,6 +15,7 @@ from merfast.models import FusedModel, inputs_of
 from merfast.models.fusion import AFG, STRUCTURES
 from merfast.ops.afg import afg
 from merfast.ops.afg import prepare as reference
+from merfast.ops.decode import decode
 from merfast.ops.ragged import Ragged, offsets_from
 from merfast.types import Batch
 
@@ -293,3 +294,33 @@ def test_read_only_batches_are_copied():
     samples.setflags(write=False)
     batch = Batch(samples, np.array([0, 800]), np.zeros((0, SIZE, SIZE, 3), np.uint8), np.array([0, 0]))
     assert inputs_of(batch)[0].values.data_ptr() != samples.ctypes.data
+
+
+def test_accelerate_routes_joint_decoding():
+    model = model_of(VOICE, FACE, temperature=0.7)
+    calls = []
+
+    def prepare_decode(weights, mix, temperature, limit):
+        assert not any(w.requires_grad for w in weights)
+        assert (temperature, limit) == (0.7, 5.0)
+
+        def run(z):
+            calls.append(z.shape)
+            return decode(z, weights, mix, temperature, limit)
+
+        return run
+
+    audio, video = voices([3_000, 0]), crops([2, 1])
+    with torch.inference_mode():
+        expected = model(audio, video)
+        model.accelerate(None, prepare_decode)
+        got = model(audio, video)
+        assert len(calls) == 1
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        model.accelerate(None)
+        model(audio, video)
+    assert len(calls) == 1
+    model.accelerate(None, prepare_decode)
+    model.train()
+    with pytest.raises(RuntimeError, match=r"decode: .*call accelerate\(None\) before training"):
+        model.average(torch.zeros(len(model.structures), 1, 16))

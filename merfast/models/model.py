@@ -16,7 +16,7 @@ from merfast.models.encoders import build_encoder
 from merfast.models.foundation import FoundationEncoder
 from merfast.models.fusion import AFG, STRUCTURES
 from merfast.ops.afg import Prepare
-from merfast.ops.decode import Decoded, decode
+from merfast.ops.decode import Decode, Decoded, DecodeWeights, PrepareDecode, decode
 from merfast.ops.ragged import Ragged
 from merfast.types import Batch
 
@@ -57,6 +57,7 @@ class FusedModel(nn.Module):
         self.decoder = JointDecoder(len(fusion.structures), fusion.dim, fusion.valence_dim)
         mix = torch.from_numpy(np.array(fusion.mix, dtype=np.float32))
         self.register_buffer("mix", mix, persistent=False)
+        self._decode: Decode | None = None
 
     def forward(self, audio: Ragged, crops: Ragged) -> tuple[Tensor, Tensor]:
         """Predict B clips; each may lack voice, face or both.
@@ -94,25 +95,37 @@ class FusedModel(nn.Module):
         return decoded
 
     def average(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Structures' vectors `[S, B, h]` -> posterior `[B, 6]` and valence `[B]` in [-5, 5]."""
-        posterior, valence = decode(vectors, self.decoder.weights, self.mix)
-        if self.config.fusion.temperature != 1.0:
-            posterior = (posterior.log() / self.config.fusion.temperature).softmax(-1)
-        return posterior, valence.clamp(-VALENCE_LIMIT, VALENCE_LIMIT)
+        """Structures' vectors `[S, B, h]` -> posterior `[B, 6]` and valence `[B]` in [-5, 5].
+
+        Raises:
+            ValueError: the vectors do not fit.
+            RuntimeError: in training mode after `accelerate`.
+        """
+        if self._decode is None:
+            temperature = self.config.fusion.temperature
+            return decode(vectors, self.decoder.weights, self.mix, temperature, VALENCE_LIMIT)
+        if self.training:
+            raise RuntimeError("decode: an accelerated one has no gradients; call accelerate(None) before training")
+        return self._decode(vectors)
 
     @property
     def foundations(self) -> dict[str, FoundationEncoder]:
         """The encoders that are foundation models, by stream; their weights have files of their own in a bundle."""
         return {name: e for name, e in self.encoders.items() if isinstance(e, FoundationEncoder)}
 
-    def accelerate(self, prepare: Prepare | None) -> int:
-        """Run every AFG on an implementation of the op, prepared with the present weights; None undoes it.
+    def accelerate(self, prepare: Prepare | None, prepare_decode: PrepareDecode | None = None) -> int:
+        """Run every AFG, and `average`, on implementations of the ops, prepared with the present weights.
 
-        Call it again after the weights change. Returns the number of AFGs.
+        None, also for one of the two, returns to the reference. Call it again after the weights change. Returns the
+        number of AFGs.
         """
         gatherings = [m for m in self.modules() if isinstance(m, AFG)]
         for gathering in gatherings:
             gathering.accelerate(prepare)
+        self._decode = None
+        if prepare_decode is not None:
+            fixed = DecodeWeights(*(w.detach() for w in self.decoder.weights))
+            self._decode = prepare_decode(fixed, self.mix, self.config.fusion.temperature, VALENCE_LIMIT)
         return len(gatherings)
 
 
