@@ -22,7 +22,8 @@ from merfast.media.faces import make_detector
 from merfast.media.source import Source, is_file_object, source_name
 from merfast.media.windows import WindowSpec
 from merfast.models.model import inputs_of
-from merfast.ops import afg_cpu
+from merfast.ops import afg_cpu, decode_cpu
+from merfast.ops.decode import PrepareDecode
 from merfast.pipeline import ItemReader, Prefetch, prefetch_each
 from merfast.plan import Plan, make_plan
 from merfast.types import EMOTIONS, Batch, Failure, Prediction, Window, combine
@@ -103,10 +104,12 @@ class Engine:
         self._threads = threads or len(os.sched_getaffinity(0))
         self._device = torch.device(self.plan.choice("device"))
         self._model = self.bundle.model.to(self._device)
+        gather = None
         kernel = self.plan.choice("afg")
         if kernel.startswith("cpp-"):
             isa = kernel.removeprefix("cpp-")
-            self._model.accelerate(partial(afg_cpu.prepare, isa=isa, threads=self._threads))
+            gather = partial(afg_cpu.prepare, isa=isa, threads=self._threads)
+        self._model.accelerate(gather, _decode_kernel(self.plan.choice("joint decoding")))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an Engine cannot be pickled: make one in each process")
@@ -316,6 +319,15 @@ def _prediction(name: str, window: Window, posterior: np.ndarray, valence: float
 
 
 _process: int | None = None
+
+
+def _decode_kernel(choice: str) -> PrepareDecode | None:
+    """What joint decoding runs on, None for the reference."""
+    if choice == "triton":
+        from merfast.ops import decode_triton
+
+        return decode_triton.prepare
+    return partial(decode_cpu.prepare, isa=choice.removeprefix("cpp-")) if choice.startswith("cpp-") else None
 
 
 def _check_process() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merfast.config import BundleConfig, EngineConfig
@@ -61,7 +61,7 @@ def make_plan(config: EngineConfig, bundle: BundleConfig) -> Plan:
         faces,
         *encoders,
         _afg(config, device.implementation),
-        Step("joint decoding", "reference", "the only one of this version"),
+        _joint_decoding(config, device.implementation),
     )
     return Plan(steps, model)
 
@@ -131,3 +131,11 @@ def _afg(config: EngineConfig, device: str) -> Step:
     if wanted != "auto":
         raise UnavailableError(f"kernels {wanted!r}: got {missing or ', '.join(isas)} on this machine")
     return Step("afg", "reference", missing)
+
+
+def _joint_decoding(config: EngineConfig, device: str) -> Step:
+    if device == "cpu" or config.kernels != "auto":
+        return replace(_afg(config, device), step="joint decoding")  # the same extension, so the same choice
+    if importlib.util.find_spec("triton") is None:
+        return Step("joint decoding", "reference", "Triton is not installed")
+    return Step("joint decoding", "triton", "one launch for all structures")

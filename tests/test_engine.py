@@ -19,6 +19,7 @@ import merfast
 from merfast.demo import babble
 from merfast.media.decode import open_media
 from merfast.ops import afg as afg_reference
+from merfast.ops import decode as decode_reference
 from merfast.types import EMOTIONS, SAMPLE_RATE, Clip, Failure, Prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore::merfast.UntrainedWarning")
@@ -293,9 +294,18 @@ def test_the_plan_decides_which_kernel_runs(
         calls.append(1)
         return original(*arguments)  # type: ignore[arg-type]
 
+    assert chosen.plan.choice("joint decoding") == chosen.plan.choice("afg")
+    decoded: list[int] = []
+    original_decode = decode_reference.decode
+
+    def counted_decode(*arguments: object) -> object:
+        decoded.append(1)
+        return original_decode(*arguments)  # type: ignore[arg-type]
+
     monkeypatch.setattr("merfast.models.fusion.afg", counted)
+    monkeypatch.setattr("merfast.models.model.decode", counted_decode)
     (p,) = chosen.predict([clip])
-    assert bool(calls) == (kernels == "reference")
+    assert bool(calls) == bool(decoded) == (kernels == "reference")
     assert difference(p, engine.predict([clip])[0]) <= 1e-5
 
 

@@ -51,6 +51,24 @@ def test_every_instruction_set_can_be_chosen(isa: str) -> None:
     assert plan(device="cpu", kernels="cpp").choice("afg") == f"cpp-{afg_cpu.isas()[0]}"
 
 
+def test_joint_decoding_is_chosen_as_afg_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernels in ("auto", "reference", "cpp", *(f"cpp-{isa}" for isa in afg_cpu.isas())):
+        made = plan(device="cpu", kernels=kernels)
+        assert made.choice("joint decoding") == made.choice("afg")
+        assert reason(made, "joint decoding") == reason(made, "afg")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for kernels in ("cpp", f"cpp-{afg_cpu.isas()[0]}"):
+        with pytest.raises(merfast.UnavailableError, match="run on the CPU, and the device is cuda"):
+            plan(device="cuda", kernels=kernels)
+    assert plan(device="cuda", kernels="reference").choice("joint decoding") == "reference"
+    for spec, chosen, why in ((object(), "triton", "one launch"), (None, "reference", "Triton is not installed")):
+        monkeypatch.setattr("importlib.util.find_spec", lambda _, spec=spec: spec)
+        made = plan(device="cuda")
+        assert made.choice("joint decoding") == chosen
+        assert why in reason(made, "joint decoding")
+
+
 def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(yunet, "cached", lambda: None)
 
@@ -63,6 +81,8 @@ def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (made.choice("faces"), made.choice("afg"), made.choice("device")) == ("haar", "reference", "cpu")
     assert "merfast fetch yunet" in reason(made, "faces")
     assert "not built" in reason(made, "afg")
+    assert made.choice("joint decoding") == "reference"
+    assert "not built" in reason(made, "joint decoding")
     assert "no CUDA GPU" in reason(made, "device")
     for options, message in (
         ({"detector": "yunet"}, "merfast fetch yunet"),
