@@ -7,4 +7,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("isas", &merfast::isas, "Instruction sets this machine can run, best first.");
     merfast::bind_afg(m);
     merfast::bind_decode(m);
+    merfast::bind_group_norm_gelu(m);
 }

@@ -1,0 +1,11 @@
+#include "group_norm_gelu_kernel.h"
+#include "vec_avx512.h"
+
+namespace merfast {
+
+const GroupNormGeluIsa& group_norm_gelu_avx512() {
+    static constexpr GroupNormGeluIsa isa{group_norm_gelu<Vec>};
+    return isa;
+}
+
+}  // namespace merfast
