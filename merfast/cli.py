@@ -122,7 +122,9 @@ def _engine_options() -> argparse.ArgumentParser:
     group.add_argument("--detector-model", metavar="FILE", help="YuNet's ONNX file, if not fetched")
     group.add_argument("--decoder", default="auto", help="auto, pyav or decord")
     group.add_argument(
-        "--kernels", default="auto", help="auto, reference, cpp, or one of cpp-generic, cpp-avx2, cpp-avx512"
+        "--kernels",
+        default="auto",
+        help="auto, reference, cpp, cpp-generic, cpp-avx2, cpp-avx512, or triton (on a GPU)",
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the number of cores)")
     return parser

@@ -19,7 +19,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32"),
     "decoder": ("auto", "pyav", "decord"),
     "detector": ("auto", "yunet", "haar", "none"),
-    "kernels": ("auto", "reference", "cpp", "cpp-generic", "cpp-avx2", "cpp-avx512"),
+    "kernels": ("auto", "reference", "cpp", "cpp-generic", "cpp-avx2", "cpp-avx512", "triton"),
     "faces": ("main", "all"),
 }
 

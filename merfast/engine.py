@@ -23,6 +23,7 @@ from merfast.media.source import Source, is_file_object, source_name
 from merfast.media.windows import WindowSpec
 from merfast.models.model import inputs_of
 from merfast.ops import afg_cpu, decode_cpu
+from merfast.ops.afg import Prepare
 from merfast.ops.decode import PrepareDecode
 from merfast.pipeline import ItemReader, Prefetch, prefetch_each
 from merfast.plan import Plan, make_plan
@@ -50,7 +51,8 @@ class Engine:
         decoder: "auto", "pyav" or "decord".
         detector: of faces: "auto" (YuNet if its file is at hand, else Haar), "yunet", "haar", or "none" for voice only.
         detector_model: YuNet's ONNX file.
-        kernels: "auto", "reference", "cpp" (the widest vectors here), or "cpp-generic", "cpp-avx2", "cpp-avx512".
+        kernels: "auto", "reference", "cpp" (the widest vectors here), "cpp-generic", "cpp-avx2",
+            "cpp-avx512", or "triton" (on a GPU).
         faces: "main" predicts the main face of each item, "all" every face.
         threads: CPU threads for decoding and for kernels; None leaves it to the number of cores. The encoders follow
             `torch.set_num_threads`, which is the caller's to set.
@@ -104,11 +106,7 @@ class Engine:
         self._threads = threads or len(os.sched_getaffinity(0))
         self._device = torch.device(self.plan.choice("device"))
         self._model = self.bundle.model.to(self._device)
-        gather = None
-        kernel = self.plan.choice("afg")
-        if kernel.startswith("cpp-"):
-            isa = kernel.removeprefix("cpp-")
-            gather = partial(afg_cpu.prepare, isa=isa, threads=self._threads)
+        gather = _gather_kernel(self.plan.choice("afg"), self._threads)
         self._model.accelerate(gather, _decode_kernel(self.plan.choice("joint decoding")))
 
     def __reduce__(self) -> NoReturn:
@@ -319,6 +317,17 @@ def _prediction(name: str, window: Window, posterior: np.ndarray, valence: float
 
 
 _process: int | None = None
+
+
+def _gather_kernel(choice: str, threads: int) -> Prepare | None:
+    """What the gatherings run on, None for the reference."""
+    if choice == "triton":
+        from merfast.ops import afg_triton
+
+        return afg_triton.prepare_group
+    if choice.startswith("cpp-"):
+        return partial(afg_cpu.prepare_group, isa=choice.removeprefix("cpp-"), threads=threads)
+    return None
 
 
 def _decode_kernel(choice: str) -> PrepareDecode | None:

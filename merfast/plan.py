@@ -116,9 +116,9 @@ def _afg(config: EngineConfig, device: str) -> Step:
     if wanted == "reference":
         return Step("afg", "reference", "chosen")
     if device != "cpu":
-        if wanted != "auto":
-            raise UnavailableError(f"kernels {wanted!r}: run on the CPU, and the device is {device}")
-        return Step("afg", "reference", "no kernel for this device in this version")
+        return _afg_on_gpu(wanted, device)
+    if wanted == "triton":
+        raise UnavailableError("kernels 'triton': run on a CUDA GPU, and the device is cpu")
     missing = ""
     try:
         isas = afg_cpu.isas()
@@ -133,9 +133,15 @@ def _afg(config: EngineConfig, device: str) -> Step:
     return Step("afg", "reference", missing)
 
 
+def _afg_on_gpu(wanted: str, device: str) -> Step:
+    if wanted.startswith("cpp"):
+        raise UnavailableError(f"kernels {wanted!r}: run on the CPU, and the device is {device}")
+    if importlib.util.find_spec("triton") is not None:
+        return Step("afg", "triton", "chosen" if wanted == "triton" else "a CUDA GPU is the device")
+    if wanted == "triton":
+        raise UnavailableError("kernels 'triton': Triton is not installed (pip install triton)")
+    return Step("afg", "reference", "Triton is not installed")
+
+
 def _joint_decoding(config: EngineConfig, device: str) -> Step:
-    if device == "cpu" or config.kernels != "auto":
-        return replace(_afg(config, device), step="joint decoding")  # the same extension, so the same choice
-    if importlib.util.find_spec("triton") is None:
-        return Step("joint decoding", "reference", "Triton is not installed")
-    return Step("joint decoding", "triton", "one launch for all structures")
+    return replace(_afg(config, device), step="joint decoding")  # they come together, so the same choice

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merfast.ops.afg import AFGWeights, afg, prepare
+from merfast.ops.afg import AFGWeights, Gathering, afg, prepare_group
 
 
 def make(
@@ -69,7 +69,8 @@ def test_formula(lengths: list[int], dim: int, width: int, heads: int, guide_dim
 
 def test_prepared_is_the_reference() -> None:
     x, offsets, weights, guide = make([3, 0, 2], 6, 5, 2, 4)
-    assert torch.equal(prepare(weights)(x, offsets, guide), afg(x, offsets, weights, guide))
+    (gathered,) = prepare_group([weights])([Gathering(x, offsets, guide)])
+    assert torch.equal(gathered, afg(x, offsets, weights, guide))
 
 
 def test_one_element_is_returned() -> None:

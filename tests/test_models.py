@@ -13,8 +13,7 @@ from merfast.config import BundleConfig, FusionConfig, Preprocessing, StreamConf
 from merfast.errors import BundleError
 from merfast.models import FusedModel, inputs_of
 from merfast.models.fusion import AFG, STRUCTURES
-from merfast.ops.afg import afg
-from merfast.ops.afg import prepare as reference
+from merfast.ops.afg import prepare_group as reference
 from merfast.ops.decode import decode
 from merfast.ops.ragged import Ragged, offsets_from
 from merfast.types import Batch
@@ -239,31 +238,32 @@ def test_inputs_must_agree():
 # Acceleration.
 
 
-def test_accelerate_routes_every_gathering():
+def test_accelerate_routes_every_gathering_in_one_call_for_each_stage():
     model = model_of(VOICE, FACE, TONE, EYES)
     prepared, calls = [], []
 
     def prepare(weights):
-        assert not any(w.requires_grad for w in weights if w is not None)
+        assert not any(w.requires_grad for of in weights for w in of if w is not None)
         prepared.append(weights)
 
-        def run(x, offsets, guide):
-            calls.append(len(x))
-            return afg(x, offsets, weights, guide)
+        def run(gatherings):
+            calls.append(len(gatherings))
+            return reference(weights)(gatherings)
 
         return run
 
     audio, video = voices([3_000, 0]), crops([2, 1])
     with torch.inference_mode():
         expected = model(audio, video)
-        count = model.accelerate(prepare)
-        assert count == len(prepared) == sum(isinstance(m, AFG) for m in model.modules()) > 0
+        model.accelerate(prepare)
         got = model(audio, video)
-        assert len(calls) == count
+        # Flat: all frames. Hierarchical: four streams, two modalities, one. Guided: two guides, two guided, one.
+        assert calls == [len(weights) for weights in prepared] == [1 + 4 + 2, 2 + 2, 1 + 1]
+        assert sum(calls) == sum(isinstance(m, AFG) for m in model.modules())
         assert torch.equal(got[0], expected[0])
         model.accelerate(None)
         model(audio, video)
-    assert len(calls) == count
+    assert len(calls) == 3
 
 
 def test_an_accelerated_model_refuses_to_train():

@@ -56,17 +56,27 @@ def test_joint_decoding_is_chosen_as_afg_is(monkeypatch: pytest.MonkeyPatch) -> 
         made = plan(device="cpu", kernels=kernels)
         assert made.choice("joint decoding") == made.choice("afg")
         assert reason(made, "joint decoding") == reason(made, "afg")
+
+
+def test_a_gpu_takes_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(merfast.UnavailableError, match="kernels 'triton': run on a CUDA GPU, and the device is cpu"):
+        plan(device="cpu", kernels="triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for kernels in ("cpp", f"cpp-{afg_cpu.isas()[0]}"):
         with pytest.raises(merfast.UnavailableError, match="run on the CPU, and the device is cuda"):
             plan(device="cuda", kernels=kernels)
-    assert plan(device="cuda", kernels="reference").choice("joint decoding") == "reference"
-    for spec, chosen, why in ((object(), "triton", "one launch"), (None, "reference", "Triton is not installed")):
-        monkeypatch.setattr("importlib.util.find_spec", lambda _, spec=spec: spec)
-        made = plan(device="cuda")
-        assert made.choice("joint decoding") == chosen
-        assert why in reason(made, "joint decoding")
+    assert plan(device="cuda", kernels="reference").choice("afg") == "reference"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    for kernels in ("auto", "triton"):
+        made = plan(device="cuda", kernels=kernels)
+        assert made.choice("afg") == made.choice("joint decoding") == "triton"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    made = plan(device="cuda")
+    assert made.choice("afg") == made.choice("joint decoding") == "reference"
+    assert reason(made, "afg") == "Triton is not installed"
+    with pytest.raises(merfast.UnavailableError, match="kernels 'triton': Triton is not installed"):
+        plan(device="cuda", kernels="triton")
 
 
 def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

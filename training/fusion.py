@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from merfast.models.fusion import AFG
+from merfast.models.fusion import AFG, fuse
 from merfast.models.model import FusedModel
 from merfast.ops.decode import Decoded
 from merfast.ops.ragged import Ragged, offsets_from, set_index, take
@@ -103,7 +103,7 @@ class Head(nn.Module):
         self.register_buffer("mix", model.mix.clone(), persistent=False)
 
     def forward(self, features: Mapping[str, Ragged]) -> Decoded:
-        z = torch.stack([structure(features) for structure in self.structures.values()])
+        z = torch.stack(fuse(self.structures.values(), features))
         out: Decoded = self.decoder(z)
         if self.parallel:
             # The valence head sees a constant in the posterior's place: it learns nothing from the emotions' side.

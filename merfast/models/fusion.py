@@ -6,13 +6,15 @@ whose abstract alone was available; the inside is merfast's reconstruction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from itertools import zip_longest
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from merfast.config import FusionConfig, StreamConfig
-from merfast.ops.afg import AFGWeights, Gather, Prepare, afg
+from merfast.ops.afg import AFGWeights, GatherGroup, Gathering, Prepare, afg
 from merfast.ops.ragged import Ragged, offsets_from, union
 
 MODALITIES = ("audio", "video")
@@ -40,39 +42,26 @@ class AFG(nn.Module):
                 nn.init.xavier_uniform_(matrix)
         # Not normal_: on the meta device, where bundles are checked, that makes torch import for a second.
         nn.init.uniform_(self.absent, -0.1, 0.1)
-        self._gather: Gather | None = None
 
     @property
     def weights(self) -> AFGWeights:
         """The parameters as the op takes them."""
         return AFGWeights(self.weight, self.bias, self.score, self.absent, self.guide_weight)
 
-    def accelerate(self, prepare: Prepare | None) -> None:
-        """Run on an implementation of the op, prepared with the present weights; None returns to the reference.
-
-        Implementations are forward only and keep the weights they were prepared with.
-        """
-        fixed = (None if w is None else w.detach() for w in self.weights)
-        self._gather = None if prepare is None else prepare(AFGWeights(*fixed))  # type: ignore[arg-type]
-
     def forward(self, x: Ragged, guide: Tensor | None = None) -> Tensor:
-        """Sets of rows `[N, dim]`, and `[B, guide_dim]` if guided -> `[B, dim]`.
+        """Sets of rows `[N, dim]`, and `[B, guide_dim]` if guided -> `[B, dim]`, by the reference.
 
         Raises:
             ValueError: shapes do not fit together.
-            RuntimeError: in training mode after `accelerate`.
         """
-        if self._gather is None:
-            return afg(x.values, x.offsets, self.weights, guide)
-        if self.training:
-            raise RuntimeError("AFG: an accelerated gathering has no gradients; call accelerate(None) before training")
-        return self._gather(x.values, x.offsets, guide)
+        return afg(x.values, x.offsets, self.weights, guide)
 
 
 class Structure(nn.Module):
     """A fusion structure: `forward(features)` takes stream name -> `Ragged` `[N, D_s]` and gives `[B, h]`.
 
-    Any clip may lack any stream; a clip without any gives a learned vector.
+    It works in stages. The gatherings of a stage do not depend on each other, so they can be one call; see `fuse`. Any
+    clip may lack any stream; a clip without any gives a learned vector.
     """
 
     def __init__(self, streams: Sequence[StreamConfig], fusion: FusionConfig) -> None:
@@ -82,6 +71,18 @@ class Structure(nn.Module):
         # Each projection's bias is its stream's embedding: it tells the streams apart in a union.
         self.project = nn.ModuleDict({s.name: nn.Linear(s.dim, fusion.dim) for s in streams})
         self._widths = (fusion.dim, fusion.attention_dim, fusion.heads)
+
+    @property
+    def stages(self) -> list[list[nn.Module]]:
+        """The gatherings of each stage."""
+        raise NotImplementedError
+
+    def steps(self, features: Mapping[str, Ragged]) -> Generator[list[Gathering], list[Tensor], Tensor]:
+        """Asks for the gatherings of one stage after another, in the order of `stages`, and returns `[B, h]`."""
+        raise NotImplementedError
+
+    def forward(self, features: Mapping[str, Ragged]) -> Tensor:
+        return fuse([self], features)[0]
 
     def gathering(self, guided: bool = False) -> AFG:
         return AFG(*self._widths, guide_dim=self._widths[0] if guided else None)
@@ -98,8 +99,12 @@ class Flat(Structure):
         super().__init__(streams, fusion)
         self.gather = self.gathering()
 
-    def forward(self, features: Mapping[str, Ragged]) -> Tensor:
-        vector: Tensor = self.gather(union([self.frames(features, name) for name in self.project]))
+    @property
+    def stages(self) -> list[list[nn.Module]]:
+        return [[self.gather]]
+
+    def steps(self, features: Mapping[str, Ragged]) -> Generator[list[Gathering], list[Tensor], Tensor]:
+        (vector,) = yield [asked(union([self.frames(features, name) for name in self.project]))]
         return vector
 
 
@@ -116,19 +121,24 @@ class Hierarchical(Structure):
         self.gather_streams = nn.ModuleDict({m: self.gathering() for m in several})
         self.gather_modalities = self.gathering()
 
-    def forward(self, features: Mapping[str, Ragged]) -> Tensor:
-        vectors: list[Tensor] = []
-        present: list[Tensor] = []
-        for modality in self.modalities:
-            names = self.names[modality]
-            each = [self.gather_frames[name](self.frames(features, name)) for name in names]
-            has = [features[name].lengths > 0 for name in names]
-            if modality in self.gather_streams:
-                each = [self.gather_streams[modality](elements(each, has))]
-            vectors += each
-            present.append(torch.stack(has).any(0))
-        gathered: Tensor = self.gather_modalities(elements(vectors, present))
-        return gathered
+    @property
+    def stages(self) -> list[list[nn.Module]]:
+        every: list[list[nn.Module]]
+        every = [list(self.gather_frames.values()), list(self.gather_streams.values()), [self.gather_modalities]]
+        return [stage for stage in every if stage]
+
+    def steps(self, features: Mapping[str, Ragged]) -> Generator[list[Gathering], list[Tensor], Tensor]:
+        has = {name: features[name].lengths > 0 for name in self.gather_frames}
+        frames = yield [asked(self.frames(features, name)) for name in self.gather_frames]
+        streams = dict(zip(self.gather_frames, frames, strict=True))
+        vectors = {m: streams[self.names[m][0]] for m in self.modalities}
+        if self.gather_streams:
+            sets = [[(streams[name], has[name]) for name in self.names[m]] for m in self.gather_streams]
+            gathered = yield [asked(elements(*zip(*members, strict=True))) for members in sets]
+            vectors |= dict(zip(self.gather_streams, gathered, strict=True))
+        present = [torch.stack([has[name] for name in self.names[m]]).any(0) for m in self.modalities]
+        (vector,) = yield [asked(elements(list(vectors.values()), present))]
+        return vector
 
 
 class Guided(Structure):
@@ -145,20 +155,81 @@ class Guided(Structure):
         self.gather_frames = nn.ModuleDict({m: self.gathering(guided=both) for m in self.modalities})
         self.gather_elements = self.gathering()
 
-    def forward(self, features: Mapping[str, Ragged]) -> Tensor:
+    @property
+    def stages(self) -> list[list[nn.Module]]:
+        every: list[list[nn.Module]]
+        every = [list(self.gather_guide.values()), list(self.gather_frames.values()), [self.gather_elements]]
+        return [stage for stage in every if stage]
+
+    def steps(self, features: Mapping[str, Ragged]) -> Generator[list[Gathering], list[Tensor], Tensor]:
         sets = {m: union([self.frames(features, name) for name in self.names[m]]) for m in self.modalities}
-        guides = {m: gather(sets[m]) for m, gather in self.gather_guide.items()}
+        guides: dict[str, Tensor] = {}
+        if self.gather_guide:
+            guiding = yield [asked(sets[m]) for m in self.gather_guide]
+            guides = dict(zip(self.gather_guide, guiding, strict=True))
         others = dict(zip(MODALITIES, reversed(MODALITIES), strict=True))
-        vectors = [self.gather_frames[m](sets[m], guides.get(others[m])) for m in self.modalities]
+        vectors = yield [asked(sets[m], guides.get(others[m])) for m in self.modalities]
         present = [sets[m].lengths > 0 for m in self.modalities]
         if guides:
-            vectors.append(vectors[0] * vectors[1])
+            vectors = [*vectors, vectors[0] * vectors[1]]
             present.append(present[0] & present[1])
-        gathered: Tensor = self.gather_elements(elements(vectors, present))
-        return gathered
+        (vector,) = yield [asked(elements(vectors, present))]
+        return vector
 
 
 STRUCTURES: dict[str, type[Structure]] = {"flat": Flat, "hierarchical": Hierarchical, "guided": Guided}
+
+
+def fuse(
+    structures: Iterable[nn.Module], features: Mapping[str, Ragged], groups: Sequence[GatherGroup] | None = None
+) -> list[Tensor]:
+    """Run structures side by side: one vector `[B, h]` of each.
+
+    Args:
+        structures: at least one `Structure`.
+        features: stream name -> `[N, D_s]`.
+        groups: what `prepare_stages` gave for the same structures, None for the structures' own modules.
+
+    Raises:
+        ValueError: shapes do not fit together.
+    """
+    members = [cast("Structure", s) for s in structures]
+    calls = [_by_modules(stage) for stage in stages_of(members)] if groups is None else groups
+    runs = {k: structure.steps(features) for k, structure in enumerate(members)}
+    pending = {k: next(run) for k, run in runs.items()}
+    vectors: dict[int, Tensor] = {}
+    for gather in calls:
+        results = iter(gather([gathering for wanted in pending.values() for gathering in wanted]))
+        for k, wanted in list(pending.items()):
+            try:
+                pending[k] = runs[k].send([next(results) for _ in wanted])
+            except StopIteration as end:
+                vectors[k] = end.value
+                del pending[k]
+    return [vectors[k] for k in range(len(members))]
+
+
+def stages_of(structures: Sequence[Structure]) -> list[list[nn.Module]]:
+    """The gatherings of each stage of structures that run side by side."""
+    each = zip_longest(*(structure.stages for structure in structures), fillvalue=())
+    return [[gathering for stage in stages for gathering in stage] for stages in each]
+
+
+def prepare_stages(structures: Iterable[nn.Module], prepare: Prepare) -> list[GatherGroup]:
+    """Bind an implementation of the op to the present weights of each stage; forward only."""
+    groups = []
+    for stage in stages_of([cast("Structure", s) for s in structures]):
+        weights = [gathering.weights for gathering in stage if isinstance(gathering, AFG)]
+        groups.append(prepare([AFGWeights(*(None if w is None else w.detach() for w in of)) for of in weights]))  # type: ignore[arg-type]
+    return groups
+
+
+def asked(x: Ragged, guide: Tensor | None = None) -> Gathering:
+    return Gathering(x.values, x.offsets, guide)
+
+
+def _by_modules(stage: Sequence[nn.Module]) -> GatherGroup:
+    return lambda calls: [m(Ragged(c.x, c.offsets), c.guide) for m, c in zip(stage, calls, strict=True)]
 
 
 def elements(vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Ragged:

@@ -14,8 +14,8 @@ from merfast.models.checkpoints import Checkpoint
 from merfast.models.decoding import JointDecoder
 from merfast.models.encoders import build_encoder
 from merfast.models.foundation import FoundationEncoder
-from merfast.models.fusion import AFG, STRUCTURES
-from merfast.ops.afg import Prepare
+from merfast.models.fusion import STRUCTURES, fuse, prepare_stages
+from merfast.ops.afg import GatherGroup, Prepare
 from merfast.ops.decode import Decode, Decoded, DecodeWeights, PrepareDecode, decode
 from merfast.ops.ragged import Ragged
 from merfast.types import Batch
@@ -57,6 +57,7 @@ class FusedModel(nn.Module):
         self.decoder = JointDecoder(len(fusion.structures), fusion.dim, fusion.valence_dim)
         mix = torch.from_numpy(np.array(fusion.mix, dtype=np.float32))
         self.register_buffer("mix", mix, persistent=False)
+        self._gather: list[GatherGroup] | None = None
         self._decode: Decode | None = None
 
     def forward(self, audio: Ragged, crops: Ragged) -> tuple[Tensor, Tensor]:
@@ -86,8 +87,15 @@ class FusedModel(nn.Module):
         return {s.name: self.encoders[s.name](inputs[s.modality]) for s in self.config.streams}
 
     def fuse(self, features: Mapping[str, Ragged]) -> Tensor:
-        """Feature vectors -> `[S, B, h]`, one vector of each structure for each clip."""
-        return torch.stack([structure(features) for structure in self.structures.values()])
+        """Feature vectors -> `[S, B, h]`, one vector of each structure for each clip.
+
+        Raises:
+            ValueError: shapes do not fit together.
+            RuntimeError: in training mode after `accelerate`.
+        """
+        if self.training and self._gather is not None:
+            raise RuntimeError("fuse: accelerated gatherings have no gradients; call accelerate(None) before training")
+        return torch.stack(fuse(self.structures.values(), features, self._gather))
 
     def decode(self, features: Mapping[str, Ragged]) -> Decoded:
         """What each structure says, before the average and without clamping: for training."""
@@ -113,20 +121,17 @@ class FusedModel(nn.Module):
         """The encoders that are foundation models, by stream; their weights have files of their own in a bundle."""
         return {name: e for name, e in self.encoders.items() if isinstance(e, FoundationEncoder)}
 
-    def accelerate(self, prepare: Prepare | None, prepare_decode: PrepareDecode | None = None) -> int:
-        """Run every AFG, and `average`, on implementations of the ops, prepared with the present weights.
+    def accelerate(self, prepare: Prepare | None, prepare_decode: PrepareDecode | None = None) -> None:
+        """Run the gatherings, and `average`, on implementations of the ops, prepared with the present weights.
 
-        None, also for one of the two, returns to the reference. Call it again after the weights change. Returns the
-        number of AFGs.
+        The structures' gatherings that do not depend on each other are one call. None, also for one of the two, returns
+        to the reference. Call it again after the weights change.
         """
-        gatherings = [m for m in self.modules() if isinstance(m, AFG)]
-        for gathering in gatherings:
-            gathering.accelerate(prepare)
+        self._gather = None if prepare is None else prepare_stages(self.structures.values(), prepare)
         self._decode = None
         if prepare_decode is not None:
             fixed = DecodeWeights(*(w.detach() for w in self.decoder.weights))
             self._decode = prepare_decode(fixed, self.mix, self.config.fusion.temperature, VALENCE_LIMIT)
-        return len(gatherings)
 
 
 def inputs_of(batch: Batch, device: torch.device | str = "cpu") -> tuple[Ragged, Ragged]:

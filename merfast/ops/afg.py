@@ -12,7 +12,7 @@ was available; the formula is merfast's reconstruction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,8 +34,20 @@ class AFGWeights(NamedTuple):
 Gather = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """A gathering with its weights bound: (x [N, D], offsets [B + 1], guide [B, G] or None) -> z [B, D]."""
 
-Prepare = Callable[[AFGWeights], Gather]
-"""An implementation of the op: binds weights, packing them as it likes."""
+
+class Gathering(NamedTuple):
+    """Arguments of one gathering."""
+
+    x: Tensor  # [N, D]
+    offsets: Tensor  # [B + 1] int64
+    guide: Tensor | None = None  # [B, G]
+
+
+GatherGroup = Callable[[Sequence[Gathering]], list[Tensor]]
+"""Gatherings that do not depend on each other, with their weights bound: one call, and one z `[B, D]` for each."""
+
+Prepare = Callable[[Sequence[AFGWeights]], GatherGroup]
+"""An implementation of the op: binds the weights of a group, packing them as it likes."""
 
 
 def check_afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None) -> None:
@@ -101,6 +113,6 @@ def afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None = 
     return torch.where((offsets.diff() > 0)[:, None], gathered, weights.absent.to(x.dtype))
 
 
-def prepare(weights: AFGWeights) -> Gather:
+def prepare_group(weights: Sequence[AFGWeights]) -> GatherGroup:
     """The reference as an implementation: nothing is packed."""
-    return lambda x, offsets, guide: afg(x, offsets, weights, guide)
+    return lambda calls: [afg(c.x, c.offsets, w, c.guide) for c, w in zip(calls, weights, strict=True)]

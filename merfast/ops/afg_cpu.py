@@ -86,3 +86,8 @@ def _array(name: str, value: Tensor) -> NDArray[np.float32]:
     if value.dtype != torch.float32 or value.device.type != "cpu":
         raise ValueError(f"afg {name}: got {value.dtype} on {value.device}, expected torch.float32 on cpu")
     return value.detach().contiguous().numpy()
+
+
+def prepare_group(weights, *, isa="auto", threads=1):  # SHIM
+    each = [prepare(w, isa=isa, threads=threads) for w in weights]
+    return lambda calls: [g(c.x, c.offsets, c.guide) for g, c in zip(each, calls, strict=True)]

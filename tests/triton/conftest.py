@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import os
-import warnings
 
 import pytest
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-# The interpreter computes in numpy, which warns of what the kernels mean: exp(-inf), NaN in, NaN out.
-warnings.filterwarnings("ignore", category=RuntimeWarning)
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The interpreter computes in numpy, which warns of what the kernels mean: exp(-inf), NaN in, NaN out."""
+    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
 
 
 @pytest.fixture(scope="session")
