@@ -4,6 +4,8 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# `make gpu` installs nothing: a machine with a GPU may have no network, and a torch of its own outside of any $(VENV).
+GPU_PYTHON = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 
 .PHONY: demo test lint format bench gpu sanitize clean
 
@@ -30,11 +32,13 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h
 
-bench: $(READY)  ## speed, as ratios within one run; MERFAST_DATA=folder adds real clips
-	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only
+bench: $(READY)  ## speed, as ratios within one run; MERFAST_DATA=folder adds real clips, OUT=folder writes JSON there
+	$(if $(OUT),mkdir -p "$(OUT)")
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only \
+		$(if $(OUT),--benchmark-json="$(OUT)/bench.json")
 
-gpu: $(READY)  ## everything that needs a GPU; without one this fails
-	$(BIN)/python -m pytest -m cuda --require-cuda
+gpu:  ## tests, benchmarks and compute-sanitizer on a GPU, to JSON in OUT=benchmarks/results; without a GPU this fails
+	$(GPU_PYTHON) -m benchmarks.gpu $(if $(OUT),--out "$(OUT)") $(if $(COMMIT),--commit "$(COMMIT)")
 
 sanitize: $(READY)  ## kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	PYTHON=$(abspath $(BIN)/python) csrc/sanitize.sh
