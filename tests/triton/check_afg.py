@@ -86,7 +86,7 @@ def test_error(
     check([make(lengths, dim, width, heads, guide_dim)], dtype, device)
 
 
-@settings(max_examples=8 if INTERPRETED else 60, deadline=None)
+@settings(max_examples=8 if INTERPRETED else 12, deadline=None)
 @given(
     lengths=st.lists(st.sampled_from([0, 0, 1, 2, 5, 17, 63, 64, 65, 100]), min_size=1, max_size=4),
     heads=st.integers(1, 5),
