@@ -22,6 +22,9 @@ struct Vec {
     static T set1(float v) { return _mm256_set1_ps(v); }
     static T load(const float* p) { return _mm256_loadu_ps(p); }
     static void store(float* p, T v) { _mm256_storeu_ps(p, v); }
+    static T load_bytes(const uint8_t* p) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    }
     static T load_part(const float* p, int64_t count, float fill) {
         const __m256i m = mask(count);
         return _mm256_blendv_ps(set1(fill), _mm256_maskload_ps(p, m), _mm256_castsi256_ps(m));

@@ -19,6 +19,9 @@ struct Vec {
     static T set1(float v) { return _mm512_set1_ps(v); }
     static T load(const float* p) { return _mm512_loadu_ps(p); }
     static void store(float* p, T v) { _mm512_storeu_ps(p, v); }
+    static T load_bytes(const uint8_t* p) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    }
     static T load_part(const float* p, int64_t count, float fill) {
         return _mm512_mask_loadu_ps(set1(fill), mask(count), p);
     }

@@ -59,6 +59,7 @@ def make_plan(config: EngineConfig, bundle: BundleConfig) -> Plan:
         Step("precision", "fp32", "chosen" if config.precision == "fp32" else "the only one of this version"),
         _decode(config),
         faces,
+        _crop(config),
         *encoders,
         _afg(config, device.implementation),
         _joint_decoding(config, device.implementation),
@@ -109,28 +110,43 @@ def _faces(config: EngineConfig) -> tuple[Step, Path | None]:
     return Step("faces", "haar", "YuNet's file is not here ('merfast fetch yunet' gets it)"), None
 
 
-def _afg(config: EngineConfig, device: str) -> Step:
+def _kernels(config: EngineConfig) -> tuple[str, str]:
+    """(implementation, reason) of an op that has C++ kernels, on the CPU.
+
+    Raises:
+        UnavailableError: the kernels that were chosen are not here.
+    """
     from merfast.ops import afg_cpu
 
     wanted = config.kernels
     if wanted == "reference":
-        return Step("afg", "reference", "chosen")
-    if device != "cpu":
-        if wanted != "auto":
-            raise UnavailableError(f"kernels {wanted!r}: run on the CPU, and the device is {device}")
-        return Step("afg", "reference", "no kernel for this device in this version")
+        return "reference", "chosen"
     missing = ""
     try:
         isas = afg_cpu.isas()
     except UnavailableError as error:
         isas, missing = (), str(error)
     if wanted in ("auto", "cpp") and isas:
-        return Step("afg", f"cpp-{isas[0]}", "widest vectors of this CPU")
+        return f"cpp-{isas[0]}", "widest vectors of this CPU"
     if wanted.removeprefix("cpp-") in isas:
-        return Step("afg", wanted, "chosen")
+        return wanted, "chosen"
     if wanted != "auto":
         raise UnavailableError(f"kernels {wanted!r}: got {missing or ', '.join(isas)} on this machine")
-    return Step("afg", "reference", missing)
+    return "reference", missing
+
+
+def _crop(config: EngineConfig) -> Step:
+    """Pictures are decoded into the CPU's memory, whatever device the model is on."""
+    implementation, reason = _kernels(config)
+    return Step("crop", implementation, f"{reason}; from the decoder's planes where they are 8-bit 4:2:0")
+
+
+def _afg(config: EngineConfig, device: str) -> Step:
+    if config.kernels == "reference" or device == "cpu":
+        return Step("afg", *_kernels(config))
+    if config.kernels != "auto":
+        raise UnavailableError(f"kernels {config.kernels!r}: run on the CPU, and the device is {device}")
+    return Step("afg", "reference", "no kernel for this device in this version")
 
 
 def _joint_decoding(config: EngineConfig, device: str) -> Step:

@@ -1,0 +1,153 @@
+#include "crop_norm.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+namespace merfast {
+namespace {
+
+const CropNormIsa& kernels_for(Isa isa) {
+#ifdef MERFAST_X86
+    if (isa == Isa::avx512) return crop_norm_avx512();
+    if (isa == Isa::avx2) return crop_norm_avx2();
+#endif
+    (void)isa;
+    return crop_norm_generic();
+}
+
+// The filter of one axis; its memory is kept from box to box.
+class Filter {
+  public:
+    // Of `size` samples under [begin, end), in the coordinates of a plane with `extent` samples.
+    void set(double begin, double end, int64_t size, int64_t extent) {
+        const double step = (end - begin) / static_cast<double>(size);
+        const double reach = std::max(step, 1.0);
+        const auto inside = [extent](int64_t j) { return std::clamp<int64_t>(j, 0, extent - 1); };
+        first_.resize(static_cast<std::size_t>(size));
+        low_ = extent;
+        high_ = taps_ = 0;
+        for (int64_t i = 0; i < size; ++i) {
+            const double centre = begin + (static_cast<double>(i) + 0.5) * step;
+            const int64_t from = inside(lowest(centre, reach)), to = inside(highest(centre, reach)) + 1;
+            low_ = std::min(low_, from);
+            high_ = std::max(high_, to);
+            taps_ = std::max(taps_, to - from);
+        }
+        weight_.assign(static_cast<std::size_t>(size * taps_), 0.0f);
+        std::vector<double> row(static_cast<std::size_t>(taps_));
+        for (int64_t i = 0; i < size; ++i) {
+            const double centre = begin + (static_cast<double>(i) + 0.5) * step;
+            const int64_t from = lowest(centre, reach), to = highest(centre, reach);
+            const int64_t first = std::min(inside(from), high_ - taps_);
+            std::fill(row.begin(), row.end(), 0.0);
+            double total = 0.0;
+            for (int64_t j = from; j <= to; ++j) {
+                const double weight = std::max(0.0, 1.0 - std::abs(static_cast<double>(j) + 0.5 - centre) / reach);
+                row[static_cast<std::size_t>(inside(j) - first)] += weight;
+                total += weight;
+            }
+            first_[static_cast<std::size_t>(i)] = first;
+            for (int64_t k = 0; k < taps_; ++k) {
+                const double share = row[static_cast<std::size_t>(k)] / total;
+                weight_[static_cast<std::size_t>(i * taps_ + k)] = static_cast<float>(share);
+            }
+        }
+    }
+
+    CropAxis axis() const { return {first_.data(), weight_.data(), taps_, low_, high_}; }
+
+  private:
+    // Samples whose centre lies within `reach` of the filter's; the ends may have weight 0.
+    static int64_t lowest(double centre, double reach) { return static_cast<int64_t>(std::ceil(centre - reach - 0.5)); }
+    static int64_t highest(double centre, double reach) {
+        return static_cast<int64_t>(std::floor(centre + reach - 0.5));
+    }
+
+    std::vector<int64_t> first_;
+    std::vector<float> weight_;
+    int64_t taps_ = 0, low_ = 0, high_ = 0;
+};
+
+// Where the planes of a picture are: v goes with u where they share bytes, as in NV12.
+void set_planes(CropTask& task, const CropNorm::Planes& planes, int64_t frame) {
+    const uint8_t* u = planes.u + frame * planes.c_frame;
+    const uint8_t* v = planes.v + frame * planes.c_frame;
+    task.planes[0].data = planes.y + frame * planes.y_frame;
+    task.planes[1].data = u;
+    task.planes[2].data = v;
+    const bool shared = planes.c_column == 2 && v == u + 1;
+    task.planes[1].channels = shared ? 2 : 1;
+    task.count = shared ? 2 : 3;
+}
+
+void set_colours(CropTask& task, const CropNorm::Planes& planes, const CropNorm::Spec& spec) {
+    const double luma = planes.full_range ? 1.0 : 255.0 / 219.0, chroma = planes.full_range ? 1.0 : 255.0 / 224.0;
+    const double black = planes.full_range ? 0.0 : 16.0, green = 1.0 - planes.red - planes.blue;
+    const double from_u = 2.0 * (1.0 - planes.blue) * chroma, from_v = 2.0 * (1.0 - planes.red) * chroma;
+    const double u[3] = {0.0, -planes.blue * from_u / green, from_u};
+    const double v[3] = {from_v, -planes.red * from_v / green, 0.0};
+    for (int c = 0; c < 3; ++c) {
+        task.matrix[c][0] = static_cast<float>(luma);
+        task.matrix[c][1] = static_cast<float>(u[c]);
+        task.matrix[c][2] = static_cast<float>(v[c]);
+        task.offset[c] = static_cast<float>(-luma * black - 128.0 * (u[c] + v[c]));
+        // Adding a half, a byte is the nearest integer once the fraction is cut off.
+        task.gain[c] = spec.bytes ? 1.0f : 1.0f / (255.0f * spec.std[c]);
+        task.bias[c] = spec.bytes ? 0.5f : -spec.mean[c] / spec.std[c];
+    }
+}
+
+// Floats that a crop works in, see crop(): what a block of rows touches, twice; and nine rows of output for each lane.
+int64_t scratch_floats(const CropTask& task, int64_t lanes) {
+    int64_t span = 0;
+    for (int64_t p = 0; p < task.count; ++p) {
+        const CropPlane& plane = task.planes[p];
+        span = std::max(span, (plane.across.high - plane.across.low) * plane.column);
+    }
+    return lanes * (2 * (span + 3) + 9 * (task.size + 3));
+}
+
+}  // namespace
+
+CropNorm::CropNorm(const Spec& spec, Isa isa) : spec_(spec), isa_(kernels_for(isa)) {}
+
+void CropNorm::run(const Planes& planes, const double* boxes, const int64_t* frame, int64_t count, void* out) const {
+    const int64_t size = spec_.size, area = 3 * size * size;
+    Filter luma_down, luma_across, chroma_down, chroma_across;
+    CropTask task{};
+    task.size = size;
+    task.bytes = spec_.bytes;
+    set_colours(task, planes, spec_);
+    for (CropPlane& plane : task.planes) plane = {nullptr, planes.c_row, planes.c_column, 1, {}, {}};
+    task.planes[0].row = planes.y_row;
+    task.planes[0].column = 1;
+    const int64_t chroma_height = (planes.height + 1) / 2, chroma_width = (planes.width + 1) / 2;
+    std::unique_ptr<float[]> scratch;
+    int64_t floats = 0;
+    for (int64_t n = 0; n < count; ++n, boxes += 4) {
+        luma_across.set(boxes[0], boxes[2], size, planes.width);
+        luma_down.set(boxes[1], boxes[3], size, planes.height);
+        // Chroma is sited on every second column, between two rows.
+        chroma_across.set(boxes[0] / 2 + 0.25, boxes[2] / 2 + 0.25, size, chroma_width);
+        chroma_down.set(boxes[1] / 2, boxes[3] / 2, size, chroma_height);
+        set_planes(task, planes, frame ? frame[n] : 0);
+        task.planes[0].down = luma_down.axis();
+        task.planes[0].across = luma_across.axis();
+        for (int p = 1; p < 3; ++p) {
+            task.planes[p].down = chroma_down.axis();
+            task.planes[p].across = chroma_across.axis();
+        }
+        if (const int64_t needed = scratch_floats(task, isa_.lanes); needed > floats) {
+            floats = needed;
+            scratch.reset(new float[static_cast<std::size_t>(floats)]);
+        }
+        task.scratch = scratch.get();
+        task.out = spec_.bytes ? static_cast<void*>(static_cast<uint8_t*>(out) + n * area)
+                               : static_cast<void*>(static_cast<float*>(out) + n * area);
+        isa_.crop(task);
+    }
+}
+
+}  // namespace merfast
