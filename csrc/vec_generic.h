@@ -22,7 +22,8 @@ struct Vec {
     }
     static void store(float* p, T v) { __builtin_memcpy(p, &v, sizeof v); }
     static T load_bytes(const uint8_t* p) {  // `lanes` of them
-        return T{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
+        return T{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+                 static_cast<float>(p[3])};
     }
     static T load_part(const float* p, int64_t count, float fill) {  // the first `count` lanes
         if (count >= lanes) return load(p);

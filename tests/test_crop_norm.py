@@ -180,7 +180,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "y-dtype": ({"y": BYTES.float()}, r"y: got torch.float32 with 3 dimensions, expected torch.uint8 \[F, H, W\]"),
     "y-rank": ({"y": BYTES[0]}, r"y: got torch.uint8 with 2 dimensions"),
     "y-empty": ({"y": BYTES[:, :0]}, r"y: got \[1, 0, 4\], expected at least 1"),
-    "y-columns": ({"y": torch.zeros(1, 4, 8, dtype=torch.uint8)[..., ::2]}, r"y: got columns 2 bytes apart, expected 1"),
+    "y-columns": (
+        {"y": torch.zeros(1, 4, 8, dtype=torch.uint8)[..., ::2]},
+        r"y: got columns 2 bytes apart, expected 1",
+    ),
     "u-shape": ({"u": BYTES}, r"u: got \[1, 4, 4\], expected \[1, 2, 2\] for y of 4x4"),
     "v-frames": ({"v": HALF.expand(2, -1, -1)}, r"v: got \[2, 2, 2\], expected \[1, 2, 2\]"),
     "v-strides": ({"v": torch.zeros(1, 2, 4, dtype=torch.uint8)[..., :2]}, r"u, v: got strides \(4, 2, 1\) and \(8, 4"),

@@ -35,7 +35,8 @@ def prepare(spec: CropSpec, *, isa: str = "auto") -> Crop:
         try:
             shape = (len(boxes), size, size, 3) if whole else (len(boxes), 3, size, size)
             out = torch.empty(shape, dtype=torch.uint8 if whole else torch.float32, device="cpu")
-            corners = boxes.to(torch.float64).contiguous().numpy()
+            # Whole numbers stay what they are, and are refused.
+            corners = (boxes.to(torch.float64) if boxes.is_floating_point() else boxes).contiguous().numpy()
             numbers = None if frame is None else frame.contiguous().numpy()
             run(y.numpy(), u.numpy(), v.numpy(), *LUMA[matrix], full_range, corners, numbers, out.numpy())
         except (ValueError, TypeError, KeyError):

@@ -180,8 +180,6 @@ def _colour(planes: Planes, spec: CropSpec) -> Tensor:
     rows = []
     for c, (u, v) in enumerate(((0.0, from_v), (-k_b * from_u / k_g, -k_r * from_v / k_g), (from_u, 0.0))):
         # A byte is the nearest integer once the fraction is cut off.
-        gain, bias = (
-            (1.0, 0.5) if spec.dtype == torch.uint8 else (1 / (255 * spec.std[c]), -spec.mean[c] / spec.std[c])
-        )
+        gain, bias = (1.0, 0.5) if spec.dtype == torch.uint8 else (1 / (255 * spec.std[c]), -spec.mean[c] / spec.std[c])
         rows.append([luma, u, v, -luma * black - 128 * (u + v), gain, bias])
     return torch.tensor(rows, dtype=torch.float32)

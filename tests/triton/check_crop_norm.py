@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from crop_inputs import LAYOUTS, make_planes
 from torch import Tensor
 
 from merfast.ops import crop_norm_triton
 from merfast.ops.crop_norm import CropSpec, Planes, crop_norm, resample
-from crop_inputs import LAYOUTS, make_planes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
