@@ -23,48 +23,47 @@ class Filter {
     // Of `size` samples under [begin, end), in the coordinates of a plane with `extent` samples.
     void set(double begin, double end, int64_t size, int64_t extent) {
         const double step = (end - begin) / static_cast<double>(size);
-        const double reach = std::max(step, 1.0);
+        const double reach = std::max(step, 1.0), slope = 1.0 / reach;
         const auto inside = [extent](int64_t j) { return std::clamp<int64_t>(j, 0, extent - 1); };
         first_.resize(static_cast<std::size_t>(size));
+        last_.resize(static_cast<std::size_t>(size));
         low_ = extent;
         high_ = taps_ = 0;
-        for (int64_t i = 0; i < size; ++i) {
-            const double centre = begin + (static_cast<double>(i) + 0.5) * step;
-            const int64_t from = inside(lowest(centre, reach)), to = inside(highest(centre, reach)) + 1;
+        for (std::size_t i = 0; i < first_.size(); ++i) {
+            // Samples whose centres lie within reach of the filter's, and not so far off that they weigh nothing.
+            const double centre = begin + (static_cast<double>(i) + 0.5) * step - 0.5;
+            first_[i] = static_cast<int64_t>(std::floor(centre - reach)) + 1;
+            last_[i] = static_cast<int64_t>(std::ceil(centre + reach)) - 1;
+            const int64_t from = inside(first_[i]), to = inside(last_[i]) + 1;
             low_ = std::min(low_, from);
             high_ = std::max(high_, to);
             taps_ = std::max(taps_, to - from);
         }
-        weight_.assign(static_cast<std::size_t>(size * taps_), 0.0f);
-        std::vector<double> row(static_cast<std::size_t>(taps_));
-        for (int64_t i = 0; i < size; ++i) {
-            const double centre = begin + (static_cast<double>(i) + 0.5) * step;
-            const int64_t from = lowest(centre, reach), to = highest(centre, reach);
-            const int64_t first = std::min(inside(from), high_ - taps_);
-            std::fill(row.begin(), row.end(), 0.0);
+        const auto taps = static_cast<std::size_t>(taps_);
+        row_.resize(taps);
+        weight_.resize(first_.size() * taps);
+        float* out = weight_.data();
+        for (std::size_t i = 0; i < first_.size(); ++i, out += taps) {
+            const double centre = begin + (static_cast<double>(i) + 0.5) * step - 0.5;
+            const int64_t first = std::min(inside(first_[i]), high_ - taps_);
+            for (double& weight : row_) weight = 0.0;
             double total = 0.0;
-            for (int64_t j = from; j <= to; ++j) {
-                const double weight = std::max(0.0, 1.0 - std::abs(static_cast<double>(j) + 0.5 - centre) / reach);
-                row[static_cast<std::size_t>(inside(j) - first)] += weight;
+            for (int64_t j = first_[i]; j <= last_[i]; ++j) {
+                const double weight = std::max(0.0, 1.0 - std::abs(static_cast<double>(j) - centre) * slope);
+                row_[static_cast<std::size_t>(inside(j) - first)] += weight;
                 total += weight;
             }
-            first_[static_cast<std::size_t>(i)] = first;
-            for (int64_t k = 0; k < taps_; ++k) {
-                const double share = row[static_cast<std::size_t>(k)] / total;
-                weight_[static_cast<std::size_t>(i * taps_ + k)] = static_cast<float>(share);
-            }
+            first_[i] = first;
+            const double share = 1.0 / total;
+            for (std::size_t k = 0; k < taps; ++k) out[k] = static_cast<float>(row_[k] * share);
         }
     }
 
     CropAxis axis() const { return {first_.data(), weight_.data(), taps_, low_, high_}; }
 
   private:
-    // Samples whose centre lies within `reach` of the filter's; the ends may have weight 0.
-    static int64_t lowest(double centre, double reach) { return static_cast<int64_t>(std::ceil(centre - reach - 0.5)); }
-    static int64_t highest(double centre, double reach) {
-        return static_cast<int64_t>(std::floor(centre + reach - 0.5));
-    }
-
+    std::vector<int64_t> last_;
+    std::vector<double> row_;
     std::vector<int64_t> first_;
     std::vector<float> weight_;
     int64_t taps_ = 0, low_ = 0, high_ = 0;
@@ -99,14 +98,14 @@ void set_colours(CropTask& task, const CropNorm::Planes& planes, const CropNorm:
     }
 }
 
-// Floats that a crop works in, see crop(): what a block of rows touches, twice; and nine rows of output for each lane.
+// Floats that crop() works in: three blocks of columns; and what a block of rows touches, twice, or its RGB.
 int64_t scratch_floats(const CropTask& task, int64_t lanes) {
     int64_t span = 0;
     for (int64_t p = 0; p < task.count; ++p) {
         const CropPlane& plane = task.planes[p];
         span = std::max(span, (plane.across.high - plane.across.low) * plane.column);
     }
-    return lanes * (2 * (span + 3) + 9 * (task.size + 3));
+    return lanes * (3 * (task.size + 3) + std::max(2 * (span + 3), 3 * (task.size + 3)));
 }
 
 }  // namespace

@@ -40,19 +40,14 @@ inline void blend_row(const uint8_t* source, int64_t row, const float* weight, i
     }
 }
 
-typedef float Four __attribute__((vector_size(16)));
-
-// [rows, columns] -> [columns, rows]; both counts are multiples of four, and so are the strides large enough for.
-inline void turn(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
-    for (int64_t r = 0; r < rows; r += 4) {
-        for (int64_t c = 0; c < columns; c += 4) {
-            Four line[4];
-            for (int i = 0; i < 4; ++i) __builtin_memcpy(&line[i], from + (r + i) * from_stride + c, sizeof(Four));
-            for (int i = 0; i < 4; ++i) {
-                const Four column = {line[0][i], line[1][i], line[2][i], line[3][i]};
-                __builtin_memcpy(to + (c + i) * to_stride + r, &column, sizeof(Four));
-            }
-        }
+// rows [lanes][stride] -> block [columns, rounded up to fours][lanes]
+template <class V>
+inline void turn(const float* rows, int64_t stride, int64_t columns, float* block) {
+    for (int64_t c = 0; c < columns; c += 4, block += 4 * V::lanes) {
+        typename V::T line[4];
+        for (int i = 0; i < 4; ++i) line[i] = V::load_fours(rows + i * stride + c, stride);
+        V::turn_fours(line[0], line[1], line[2], line[3]);
+        for (int i = 0; i < 4; ++i) V::store(block + i * V::lanes, line[i]);
     }
 }
 
@@ -76,21 +71,25 @@ inline void blend_columns(const CropPlane& plane, int64_t channel, int64_t size,
     }
 }
 
+// Channel c of `lanes` rows of the crop, out of yuv [3][columns][lanes], to rows that are `stride` floats apart.
 template <class V>
-inline void convert(const CropTask& task, const float* yuv, float* rgb) {
-    const int64_t block = task.size * V::lanes;
+inline void convert(const CropTask& task, int c, const float* yuv, int64_t columns, float* rows, int64_t stride) {
+    const int64_t block = columns * V::lanes;
     const typename V::T least = V::zero(), most = V::set1(255.0f);
-    for (int c = 0; c < 3; ++c) {
-        const typename V::T y = V::set1(task.matrix[c][0]), u = V::set1(task.matrix[c][1]);
-        const typename V::T v = V::set1(task.matrix[c][2]), offset = V::set1(task.offset[c]);
-        const typename V::T gain = V::set1(task.gain[c]), bias = V::set1(task.bias[c]);
-        for (int64_t i = 0; i < block; i += V::lanes) {
-            typename V::T value = V::fma(y, V::load(yuv + i), offset);
-            value = V::fma(u, V::load(yuv + block + i), value);
-            value = V::fma(v, V::load(yuv + 2 * block + i), value);
-            value = V::min(V::max(value, least), most);
-            V::store(rgb + c * block + i, V::fma(gain, value, bias));
+    const typename V::T y = V::set1(task.matrix[c][0]), u = V::set1(task.matrix[c][1]);
+    const typename V::T v = V::set1(task.matrix[c][2]), offset = V::set1(task.offset[c]);
+    const typename V::T gain = V::set1(task.gain[c]), bias = V::set1(task.bias[c]);
+    for (int64_t x = 0; x < columns; x += 4, yuv += 4 * V::lanes) {
+        typename V::T line[4];
+        for (int i = 0; i < 4; ++i) {
+            const float* at = yuv + i * V::lanes;
+            typename V::T value = V::fma(y, V::load(at), offset);
+            value = V::fma(u, V::load(at + block), value);
+            value = V::fma(v, V::load(at + 2 * block), value);
+            line[i] = V::fma(gain, V::min(V::max(value, least), most), bias);
         }
+        V::turn_fours(line[0], line[1], line[2], line[3]);
+        for (int i = 0; i < 4; ++i) V::store_fours(rows + i * stride + x, stride, line[i]);
     }
 }
 
@@ -116,9 +115,12 @@ template <class V>
 void crop(const CropTask& task) {
     constexpr int64_t lanes = V::lanes;
     const int64_t size = task.size, wide = fours(size);
-    float* yuv = task.scratch;             // [3][size][lanes]
-    float* rgb = yuv + 3 * size * lanes;   // [3][size, rounded up][lanes]
-    float* rows = rgb + 3 * wide * lanes;  // [lanes][span, rounded up], then [3][lanes][wide]
+    float* yuv = task.scratch;             // [3][wide][lanes]
+    float* rows = yuv + 3 * wide * lanes;  // [lanes][span, rounded up], then [lanes][3][wide]
+    // The last columns of yuv are no columns of the crop: what is computed of them is not written, but must be finite.
+    for (int64_t p = 0; p < 3; ++p) {
+        for (int64_t i = size * lanes; i < wide * lanes; ++i) yuv[p * wide * lanes + i] = 0.0f;
+    }
     for (int64_t y = 0; y < size; y += lanes) {
         const int64_t filled = size - y < lanes ? size - y : lanes;
         float* blended = yuv;
@@ -133,13 +135,17 @@ void crop(const CropTask& task) {
                 blend_row<V>(source, plane.row, plane.down.weight + at * plane.down.taps, plane.down.taps, span,
                              rows + i * stride);
             }
-            turn(rows, stride, lanes, stride, block, lanes);
-            for (int64_t c = 0; c < plane.channels; ++c, blended += size * lanes) {
+            turn<V>(rows, stride, span, block);
+            for (int64_t c = 0; c < plane.channels; ++c, blended += wide * lanes) {
                 blend_columns<V>(plane, c, size, block, blended);
             }
         }
-        convert<V>(task, yuv, rgb);
-        for (int64_t c = 0; c < 3; ++c) turn(rgb + c * size * lanes, lanes, wide, lanes, rows + c * wide, 3 * wide);
+        if (!task.bytes && filled == lanes && wide == size) {
+            float* out = static_cast<float*>(task.out) + y * size;
+            for (int c = 0; c < 3; ++c) convert<V>(task, c, yuv, wide, out + c * size * size, size);
+            continue;
+        }
+        for (int c = 0; c < 3; ++c) convert<V>(task, c, yuv, wide, rows + c * wide, 3 * wide);
         for (int64_t i = 0; i < filled; ++i) write_row(task, y + i, rows + i * 3 * wide, wide);
     }
 }

@@ -38,6 +38,21 @@ struct Vec {
     static T max(T a, T b) { return _mm256_max_ps(a, b); }
     static T min(T a, T b) { return _mm256_min_ps(a, b); }
     static T exp2_bits(T v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 23)); }
+    static T load_fours(const float* p, int64_t row) {
+        return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4 * row), 1);
+    }
+    static void store_fours(float* p, int64_t row, T v) {
+        _mm_storeu_ps(p, _mm256_castps256_ps128(v));
+        _mm_storeu_ps(p + 4 * row, _mm256_extractf128_ps(v, 1));
+    }
+    static void turn_fours(T& a, T& b, T& c, T& d) {
+        const __m256d ab = _mm256_castps_pd(_mm256_unpacklo_ps(a, b)), ba = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+        const __m256d cd = _mm256_castps_pd(_mm256_unpacklo_ps(c, d)), dc = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+        a = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
+        b = _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd));
+        c = _mm256_castpd_ps(_mm256_unpacklo_pd(ba, dc));
+        d = _mm256_castpd_ps(_mm256_unpackhi_pd(ba, dc));
+    }
     static float first(T v) { return _mm256_cvtss_f32(v); }
     static float sum(T v) {
         __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

@@ -34,6 +34,26 @@ struct Vec {
     static T max(T a, T b) { return _mm512_max_ps(a, b); }
     static T min(T a, T b) { return _mm512_min_ps(a, b); }
     static T exp2_bits(T v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 23)); }
+    static T load_fours(const float* p, int64_t row) {
+        T v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+        v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 4 * row), 1);
+        v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 8 * row), 2);
+        return _mm512_insertf32x4(v, _mm_loadu_ps(p + 12 * row), 3);
+    }
+    static void store_fours(float* p, int64_t row, T v) {
+        _mm_storeu_ps(p, _mm512_castps512_ps128(v));
+        _mm_storeu_ps(p + 4 * row, _mm512_extractf32x4_ps(v, 1));
+        _mm_storeu_ps(p + 8 * row, _mm512_extractf32x4_ps(v, 2));
+        _mm_storeu_ps(p + 12 * row, _mm512_extractf32x4_ps(v, 3));
+    }
+    static void turn_fours(T& a, T& b, T& c, T& d) {
+        const __m512d ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b)), ba = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+        const __m512d cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d)), dc = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+        a = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+        b = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+        c = _mm512_castpd_ps(_mm512_unpacklo_pd(ba, dc));
+        d = _mm512_castpd_ps(_mm512_unpackhi_pd(ba, dc));
+    }
     static float first(T v) { return _mm512_cvtss_f32(v); }
     static float sum(T v) { return _mm512_reduce_add_ps(v); }
     static float largest(T v) { return _mm512_reduce_max_ps(v); }
