@@ -79,13 +79,19 @@ class PyAVFrame:
     def planes(self) -> Planes | None:
         """The decoder's memory, one picture before rotation; None unless it is 8-bit 4:2:0 BT.601 or BT.709."""
         frame, kind = self._frame, self._frame.format.name
-        matrix = MATRICES.get(frame.colorspace)
-        if matrix is None or kind not in ("yuv420p", "yuvj420p", "nv12") or frame.planes[0].line_size < 0:
+        matrix, own = MATRICES.get(frame.colorspace), frame.planes
+        if matrix is None or kind not in ("yuv420p", "yuvj420p", "nv12") or own[0].line_size < 0:
             return None
-        y, *chroma = (torch.frombuffer(p, dtype=torch.uint8).view(1, p.height, p.line_size) for p in frame.planes)
-        width, half = frame.width, (frame.width + 1) // 2
-        u, v = (chroma[0][..., i : 2 * half : 2] for i in (0, 1)) if kind == "nv12" else (c[..., :half] for c in chroma)
-        return Planes(y[..., :width], u, v, matrix, kind == "yuvj420p" or frame.color_range == FULL_RANGE)
+
+        def view(number: int, width: int, column: int = 1, first: int = 0) -> torch.Tensor:
+            plane = own[number]
+            shape, strides = (1, plane.height, width), (plane.buffer_size, plane.line_size, column)
+            return torch.frombuffer(plane, dtype=torch.uint8).as_strided(shape, strides, first)
+
+        half = (frame.width + 1) // 2
+        u, v = (view(1, half, 2, 0), view(1, half, 2, 1)) if kind == "nv12" else (view(1, half), view(2, half))
+        full_range = kind == "yuvj420p" or frame.color_range == FULL_RANGE
+        return Planes(view(0, frame.width), u, v, matrix, full_range)
 
     def _locate(self, box: Box) -> tuple[float, float, float, float]:
         """A box in the pixels of the frame as it is stored, before rotation and with pixels that may not be square."""
