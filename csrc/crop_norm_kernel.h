@@ -1,7 +1,7 @@
 // One crop over a vector type V (see vec_generic.h). As many output rows at a time as V has lanes: the source rows are
 // blended into each (vectors along the row), the block is turned over, columns are blended and colours converted with
 // one output row in each lane, and the block is turned back. So both passes read and write whole vectors, whatever the
-// scale. Everything of a block stays in the first-level cache, and every source row is read where it lies.
+// scale. A block stays in the nearest caches, and every source row is read where it lies.
 #pragma once
 
 #include "crop_norm_isa.h"
