@@ -18,7 +18,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from merfast.media.decode_pyav import PyAVFrame
-from merfast.ops import crop_norm_cpu
+from merfast.ops import afg_cpu, crop_norm_cpu
 from merfast.ops.crop_norm import CropSpec
 
 HIGH, WIDE, SIDE, FACES = 720, 1280, 224, 16
@@ -135,7 +135,7 @@ WAYS: dict[str, Callable[[Pictures, int], Callable[[], torch.Tensor]]] = {
     "floor-copy": copied,
     "whole-frame-swscale": with_swscale,
     "whole-frame-opencv": with_opencv,
-    **{f"planes-{isa}": lambda p, s, isa=isa: from_planes(p, s, isa) for isa in crop_norm_cpu.isas()},  # type: ignore[misc]
+    **{f"planes-{isa}": lambda p, s, isa=isa: from_planes(p, s, isa) for isa in afg_cpu.isas()},  # type: ignore[misc]
 }
 
 

@@ -1,4 +1,4 @@
-"""Prosody encoder of the mini bundle: statistics of pitch, loudness and timbre over the whole set, then two small layers.
+"""Prosody encoder of the mini bundle: statistics of pitch, loudness and timbre over a set, then two small layers.
 
 Such statistics, in the manner of the Geneva minimalistic set (Eyben et al. 2016, doi 10.1109/TAFFC.2015.2457417), carry
 over to unknown speakers better than what a network finds by itself in a few hours of speech.
