@@ -17,6 +17,15 @@ const CropNormIsa& kernels_for(Isa isa) {
     return crop_norm_generic();
 }
 
+int64_t round_up(int64_t value, int64_t unit) {
+    return (value + unit - 1) / unit * unit;
+}
+
+int64_t floor_of(double v) {  // std::floor is a call where the instruction set cannot round
+    const auto whole = static_cast<int64_t>(v);
+    return whole - (static_cast<double>(whole) > v);
+}
+
 // The filter of one axis; its memory is kept from box to box.
 class Filter {
   public:
@@ -32,8 +41,8 @@ class Filter {
         for (std::size_t i = 0; i < first_.size(); ++i) {
             // Samples whose centres lie within reach of the filter's, and not so far off that they weigh nothing.
             const double centre = begin + (static_cast<double>(i) + 0.5) * step - 0.5;
-            first_[i] = static_cast<int64_t>(std::floor(centre - reach)) + 1;
-            last_[i] = static_cast<int64_t>(std::ceil(centre + reach)) - 1;
+            first_[i] = floor_of(centre - reach) + 1;
+            last_[i] = -floor_of(-centre - reach) - 1;
             const int64_t from = inside(first_[i]), to = inside(last_[i]) + 1;
             low_ = std::min(low_, from);
             high_ = std::max(high_, to);
@@ -61,11 +70,33 @@ class Filter {
 
     CropAxis axis() const { return {first_.data(), weight_.data(), taps_, low_, high_}; }
 
+    // Whether the samples of each vector lie near enough to each other; if so, near() has them.
+    bool pack(int64_t lanes) {
+        const auto count = static_cast<int64_t>(first_.size()), whole = round_up(count, lanes);
+        start_.resize(static_cast<std::size_t>(whole / lanes));
+        at_.resize(static_cast<std::size_t>(whole));
+        for (int64_t i = 0; i < whole; ++i) {
+            const int64_t from = first_[std::min(i, count - 1)] - low_;
+            if (i % lanes == 0) start_[i / lanes] = from;
+            at_[i] = static_cast<int32_t>(from - start_[i / lanes]);
+            if (at_[i] + taps_ > 2 * lanes) return false;
+        }
+        packed_.assign(static_cast<std::size_t>(whole * taps_), 0.0f);
+        for (int64_t i = 0; i < count; ++i) {
+            float* out = packed_.data() + i / lanes * lanes * taps_ + i % lanes;
+            for (int64_t k = 0; k < taps_; ++k) out[k * lanes] = weight_[i * taps_ + k];
+        }
+        return true;
+    }
+
+    CropNear near() const { return {start_.data(), at_.data(), packed_.data(), taps_}; }
+
   private:
     std::vector<int64_t> last_;
     std::vector<double> row_;
-    std::vector<int64_t> first_;
-    std::vector<float> weight_;
+    std::vector<int64_t> first_, start_;
+    std::vector<int32_t> at_;
+    std::vector<float> weight_, packed_;
     int64_t taps_ = 0, low_ = 0, high_ = 0;
 };
 
@@ -98,13 +129,16 @@ void set_colours(CropTask& task, const CropNorm::Planes& planes, const CropNorm:
     }
 }
 
-// Floats that crop() works in: three blocks of columns; and what a block of rows touches, twice, or its RGB.
-int64_t scratch_floats(const CropTask& task, int64_t lanes) {
+// Floats that crop() works in: three blocks of columns; and what a block of rows touches, twice, or its RGB. Or those
+// of crop_rows(): six rows, and two lines with room for vectors that begin in a line and end behind it.
+int64_t scratch_floats(CropTask& task, int64_t lanes, bool by_rows) {
     int64_t span = 0;
     for (int64_t p = 0; p < task.count; ++p) {
         const CropPlane& plane = task.planes[p];
         span = std::max(span, (plane.across.high - plane.across.low) * plane.column);
     }
+    task.line = round_up(span + 2 * lanes, lanes);
+    if (by_rows) return 6 * round_up(task.size, lanes) + 2 * task.line;
     return lanes * (3 * (task.size + 3) + std::max(2 * (span + 3), 3 * (task.size + 3)));
 }
 
@@ -119,7 +153,7 @@ void CropNorm::run(const Planes& planes, const double* boxes, const int64_t* fra
     task.size = size;
     task.bytes = spec_.bytes;
     set_colours(task, planes, spec_);
-    for (CropPlane& plane : task.planes) plane = {nullptr, planes.c_row, planes.c_column, 1, {}, {}};
+    for (CropPlane& plane : task.planes) plane = {nullptr, planes.c_row, planes.c_column, 1, {}, {}, {}};
     task.planes[0].row = planes.y_row;
     task.planes[0].column = 1;
     const int64_t chroma_height = (planes.height + 1) / 2, chroma_width = (planes.width + 1) / 2;
@@ -138,14 +172,16 @@ void CropNorm::run(const Planes& planes, const double* boxes, const int64_t* fra
             task.planes[p].down = chroma_down.axis();
             task.planes[p].across = chroma_across.axis();
         }
-        if (const int64_t needed = scratch_floats(task, isa_.lanes); needed > floats) {
+        const bool by_rows = luma_across.pack(isa_.lanes) && chroma_across.pack(isa_.lanes);
+        for (int p = 0; p < 3; ++p) task.planes[p].near = (p ? chroma_across : luma_across).near();
+        if (const int64_t needed = scratch_floats(task, isa_.lanes, by_rows); needed > floats) {
             floats = needed;
             scratch.reset(new float[static_cast<std::size_t>(floats)]);
         }
         task.scratch = scratch.get();
         task.out = spec_.bytes ? static_cast<void*>(static_cast<uint8_t*>(out) + n * area)
                                : static_cast<void*>(static_cast<float*>(out) + n * area);
-        isa_.crop(task);
+        (by_rows ? isa_.crop_rows : isa_.crop)(task);
     }
 }
 

@@ -1,10 +1,10 @@
-#include "crop_norm_kernel.h"
+#include "crop_norm_rows.h"
 #include "vec_avx512.h"
 
 namespace merfast {
 
 const CropNormIsa& crop_norm_avx512() {
-    static constexpr CropNormIsa isa{Vec::lanes, crop<Vec>};
+    static constexpr CropNormIsa isa{Vec::lanes, crop<Vec>, crop_rows<Vec>};
     return isa;
 }
 

@@ -1,13 +1,18 @@
-// One crop over a vector type V (see vec_generic.h). As many output rows at a time as V has lanes: the source rows are
-// blended into each (vectors along the row), the block is turned over, columns are blended and colours converted with
-// one output row in each lane, and the block is turned back. So both passes read and write whole vectors, whatever the
-// scale. A block stays in the nearest caches, and every source row is read where it lies.
+// One crop over a vector type V (see vec_generic.h), of any scale. As many output rows at a time as V has lanes: the
+// source rows are blended into each (vectors along the row), the block is turned over, columns are blended and colours
+// converted with one output row in each lane, and the block is turned back. So both passes read and write whole
+// vectors, whatever the scale. A block stays in the nearest caches, and every source row is read where it lies.
 #pragma once
 
 #include "crop_norm_isa.h"
 
 namespace merfast {
 namespace {
+
+// Bytes of a row of the plane that are in use.
+inline int64_t span_of(const CropPlane& plane) {
+    return (plane.across.high - plane.across.low - 1) * plane.column + plane.channels;
+}
 
 // out[i] = sum over t of weight[t] * source[t * row + i], for `count` vectors.
 template <class V, int count>
@@ -126,8 +131,7 @@ void crop(const CropTask& task) {
         float* blended = yuv;
         for (int64_t p = 0; p < task.count; ++p) {
             const CropPlane& plane = task.planes[p];
-            const int64_t span = (plane.across.high - plane.across.low - 1) * plane.column + plane.channels;
-            const int64_t stride = fours(span);
+            const int64_t span = span_of(plane), stride = fours(span);
             float* block = rows + lanes * stride;  // [span, rounded up][lanes]
             for (int64_t i = 0; i < lanes; ++i) {
                 const int64_t at = i < filled ? y + i : size - 1;

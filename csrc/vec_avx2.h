@@ -53,6 +53,25 @@ struct Vec {
         c = _mm256_castpd_ps(_mm256_unpacklo_pd(ba, dc));
         d = _mm256_castpd_ps(_mm256_unpackhi_pd(ba, dc));
     }
+    struct Pair {
+        T low, high;
+    };
+    static Pair load_pair(const float* p) { return {load(p), load(p + lanes)}; }
+    static T pick(const Pair& pair, const int32_t* at, int32_t offset) {
+        const __m256i from = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+        const __m256i index = _mm256_add_epi32(from, _mm256_set1_epi32(offset));
+        const T high = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));  // 8 becomes the sign, which is what counts
+        return _mm256_blendv_ps(_mm256_permutevar8x32_ps(pair.low, index), _mm256_permutevar8x32_ps(pair.high, index),
+                                high);
+    }
+    static T evens(T a, T b) {
+        const __m256d mixed = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+        return _mm256_castpd_ps(_mm256_permute4x64_pd(mixed, 0xd8));
+    }
+    static T odds(T a, T b) {
+        const __m256d mixed = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+        return _mm256_castpd_ps(_mm256_permute4x64_pd(mixed, 0xd8));
+    }
     static float first(T v) { return _mm256_cvtss_f32(v); }
     static float sum(T v) {
         __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

@@ -54,6 +54,22 @@ struct Vec {
         c = _mm512_castpd_ps(_mm512_unpacklo_pd(ba, dc));
         d = _mm512_castpd_ps(_mm512_unpackhi_pd(ba, dc));
     }
+    struct Pair {
+        T low, high;
+    };
+    static Pair load_pair(const float* p) { return {load(p), load(p + lanes)}; }
+    static T pick(const Pair& pair, const int32_t* at, int32_t offset) {
+        const __m512i index = _mm512_add_epi32(_mm512_loadu_si512(at), _mm512_set1_epi32(offset));
+        return _mm512_permutex2var_ps(pair.low, index, pair.high);
+    }
+    static T evens(T a, T b) {
+        const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        return _mm512_permutex2var_ps(a, index, b);
+    }
+    static T odds(T a, T b) {
+        const __m512i index = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        return _mm512_permutex2var_ps(a, index, b);
+    }
     static float first(T v) { return _mm512_cvtss_f32(v); }
     static float sum(T v) { return _mm512_reduce_add_ps(v); }
     static float largest(T v) { return _mm512_reduce_max_ps(v); }

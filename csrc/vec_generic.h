@@ -52,6 +52,15 @@ struct Vec {
         const T y = {a[2], b[2], c[2], d[2]}, z = {a[3], b[3], c[3], d[3]};
         a = w, b = x, c = y, d = z;
     }
+    // pick takes lanes from 2 * lanes floats, those at at[i] + offset.
+    using Pair = const float*;
+    static Pair load_pair(const float* p) { return p; }
+    static T pick(Pair p, const int32_t* at, int32_t offset) {
+        p += offset;
+        return T{p[at[0]], p[at[1]], p[at[2]], p[at[3]]};
+    }
+    static T evens(T a, T b) { return T{a[0], a[2], b[0], b[2]}; }
+    static T odds(T a, T b) { return T{a[1], a[3], b[1], b[3]}; }
     static float first(T v) { return v[0]; }
     static float sum(T v) { return (v[0] + v[2]) + (v[1] + v[3]); }
     static float largest(T v) { return larger(larger(v[0], v[2]), larger(v[1], v[3])); }
