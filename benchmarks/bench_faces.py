@@ -10,6 +10,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from merfast.media.decode import AudioChunk, Frame, open_media
 from merfast.media.faces import DETECT_SIZE, make_detector
 from merfast.media.tracks import FaceTracker
+from merfast.ops import crop_norm_cpu
+from merfast.ops.crop_norm import CropSpec
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,8 @@ def frames(clip: Path) -> list[Frame]:
 
 
 def follow(frames: list[Frame], kind: str, model: Path | None) -> int:
-    tracker = FaceTracker(make_detector(kind, model), crop_size=48, face_scale=1.0)
+    crop = crop_norm_cpu.prepare(CropSpec(48))
+    tracker = FaceTracker(make_detector(kind, model), crop_size=48, face_scale=1.0, crop=crop)
     views = [v for f in frames for v in tracker.push(f)] + list(tracker.flush())
     return sum(bool(v.faces) for v in views)
 

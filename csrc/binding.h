@@ -44,6 +44,7 @@ inline py::ssize_t extent(const char* name, const py::array& array, py::ssize_t 
 }
 
 void bind_afg(py::module_& m);
+void bind_crop_norm(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_group_norm_gelu(py::module_& m);
 

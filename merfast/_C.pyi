@@ -1,9 +1,11 @@
 # ruff: noqa: N999
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+_Bytes = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
 
 class AfgKernel:
@@ -18,6 +20,23 @@ class AfgKernel:
     ) -> None: ...
     def run(
         self, x: _Floats, offsets: NDArray[np.int64], guide: _Floats | None, out: NDArray[Any], threads: int
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+
+class CropNormKernel:
+    def __init__(self, size: int, whole: bool, mean: Sequence[float], std: Sequence[float], isa: str) -> None: ...
+    def run(
+        self,
+        y: _Bytes,
+        u: _Bytes,
+        v: _Bytes,
+        red: float,
+        blue: float,
+        full_range: bool,
+        boxes: NDArray[np.float64],
+        frame: NDArray[np.int64] | None,
+        out: NDArray[Any],
     ) -> None: ...
     @property
     def isa(self) -> str: ...

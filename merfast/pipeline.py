@@ -16,6 +16,7 @@ from merfast.media.faces import make_detector
 from merfast.media.source import Source
 from merfast.media.tracks import FaceSource, FaceTracker, GivenFaces
 from merfast.media.windows import Windower, WindowSpec
+from merfast.ops import crop_norm, crop_norm_cpu
 from merfast.plan import Plan
 from merfast.types import Clip, Window
 
@@ -194,4 +195,7 @@ class ItemReader:
         if detector == "none":
             return None
         finder = make_detector(detector, self._plan.detector_model)
-        return FaceTracker(finder, crop_size=size, face_scale=self._preprocessing.face_scale)
+        spec, kernel = crop_norm.CropSpec(size), self._plan.choice("crop")
+        isa = kernel.removeprefix("cpp-")
+        crop = crop_norm.prepare(spec) if kernel == "reference" else crop_norm_cpu.prepare(spec, isa=isa)
+        return FaceTracker(finder, crop_size=size, face_scale=self._preprocessing.face_scale, crop=crop)

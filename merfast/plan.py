@@ -59,6 +59,7 @@ def make_plan(config: EngineConfig, bundle: BundleConfig) -> Plan:
         Step("precision", "fp32", "chosen" if config.precision == "fp32" else "the only one of this version"),
         _decode(config),
         faces,
+        _crop(config),
         *encoders,
         _afg(config, device.implementation),
         _joint_decoding(config, device.implementation),
@@ -109,31 +110,44 @@ def _faces(config: EngineConfig) -> tuple[Step, Path | None]:
     return Step("faces", "haar", "YuNet's file is not here ('merfast fetch yunet' gets it)"), None
 
 
-def _afg(config: EngineConfig, device: str) -> Step:
+def _kernels(wanted: str) -> tuple[str, str]:
+    """(implementation, reason) of an op that has C++ kernels, on the CPU.
+
+    Raises:
+        UnavailableError: the kernels that were chosen are not here.
+    """
     from merfast.ops import afg_cpu
 
-    wanted = config.kernels
     if wanted == "reference":
-        return Step("afg", "reference", "chosen")
-    if device != "cpu":
-        return _afg_on_gpu(wanted, device)
-    if wanted == "triton":
-        raise UnavailableError("kernels 'triton': run on a CUDA GPU, and the device is cpu")
+        return "reference", "chosen"
     missing = ""
     try:
         isas = afg_cpu.isas()
     except UnavailableError as error:
         isas, missing = (), str(error)
     if wanted in ("auto", "cpp") and isas:
-        return Step("afg", f"cpp-{isas[0]}", "widest vectors of this CPU")
+        return f"cpp-{isas[0]}", "widest vectors of this CPU"
     if wanted.removeprefix("cpp-") in isas:
-        return Step("afg", wanted, "chosen")
+        return wanted, "chosen"
     if wanted != "auto":
         raise UnavailableError(f"kernels {wanted!r}: got {missing or ', '.join(isas)} on this machine")
-    return Step("afg", "reference", missing)
+    return "reference", missing
 
 
-def _afg_on_gpu(wanted: str, device: str) -> Step:
+def _crop(config: EngineConfig) -> Step:
+    """Pictures are decoded into the CPU's memory, whatever device the model is on."""
+    implementation, reason = _kernels("auto" if config.kernels == "triton" else config.kernels)
+    return Step("crop", implementation, f"{reason}; from the decoder's planes where they are 8-bit 4:2:0")
+
+
+def _afg(config: EngineConfig, device: str) -> Step:
+    wanted = config.kernels
+    if wanted == "reference":
+        return Step("afg", "reference", "chosen")
+    if device == "cpu" and wanted == "triton":
+        raise UnavailableError("kernels 'triton': run on a CUDA GPU, and the device is cpu")
+    if device == "cpu":
+        return Step("afg", *_kernels(wanted))
     if wanted.startswith("cpp"):
         raise UnavailableError(f"kernels {wanted!r}: run on the CPU, and the device is {device}")
     if importlib.util.find_spec("triton") is not None:

@@ -35,6 +35,7 @@ def test_a_plan_reads_as_a_table() -> None:
         "precision",
         "decode",
         "faces",
+        "crop",
         "encode voice",
         "encode prosody",
         "encode face",

@@ -102,13 +102,17 @@ def test_statistics_are_scaled_by_the_training_sets(encoder: Prosody) -> None:
     other = Prosody(32).eval()
     other.load_state_dict(encoder.state_dict())
     statistics = encoder.functionals(ragged(buzz(150)))
+
+    def layers(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.gelu(other.layer(torch.nn.functional.gelu(other.hidden(x))))
+
     with torch.no_grad():
         other.mean.copy_(statistics[0])
         other.deviation.fill_(2.0)
         shifted = other.encode(statistics + 2.0)
-        expected = torch.nn.functional.gelu(other.layer(torch.ones_like(statistics)))
+        expected = layers(torch.ones_like(statistics))
         beyond = other.encode(statistics + 1e6)
-        cut = torch.nn.functional.gelu(other.layer(torch.full_like(statistics, prosody.SPREAD)))
+        cut = layers(torch.full_like(statistics, prosody.SPREAD))
     torch.testing.assert_close(shifted, expected)
     torch.testing.assert_close(beyond, cut)
 

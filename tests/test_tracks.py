@@ -12,6 +12,7 @@ import pytest
 from merfast.media.decode_arrays import ArrayFrame
 from merfast.media.faces import Box, Haar, YuNet, crop_square, resize
 from merfast.media.tracks import MISSED, FacesAt, FaceTracker, GivenFaces
+from merfast.ops import crop_norm
 from merfast.types import ByteArray
 
 WIDE, HIGH = 320, 180
@@ -43,7 +44,7 @@ def picture(*faces: tuple[float, float, float], level: int = 40) -> ByteArray:
 
 def follow(pictures: list[ByteArray], detector: Marked, step: float = 0.2) -> tuple[list[FacesAt], list[int]]:
     """All views, and how many had come out after each frame."""
-    tracker = FaceTracker(detector, crop_size=16, face_scale=1.0)
+    tracker = FaceTracker(detector, crop_size=16, face_scale=1.0, crop=crop_norm.prepare(crop_norm.CropSpec(16)))
     views: list[FacesAt] = []
     counts = []
     for i, image in enumerate(pictures):

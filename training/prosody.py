@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +20,8 @@ from training.corpora import Utterance
 from training.data import DataError
 from training.loop import Schedule, fit
 from training.media import read_audio
+
+DoubleArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class ProsodyRecipe:
         corpus_power: an utterance counts in proportion to its corpus's size to that power less one.
         smoothing: of the labels.
         shortest: the least part of an utterance that a rendering keeps.
+        resampled, speed: how often it is played at another speed; the logarithm of that, up to so much either way.
         noisy, snr: how often it has noise, and its level in dB below the voice.
         low_pass: how often it loses what is above a random frequency of 3 to 7 kHz.
     """
@@ -39,10 +44,12 @@ class ProsodyRecipe:
         default_factory=lambda: Schedule(epochs=25, lr=3e-3, warmup=0.02, weight_decay=0.1, clip=0.0, precision="fp32")
     )
     batch: int = 128
-    renderings: int = 3
+    renderings: int = 7
     corpus_power: float = 0.5
     smoothing: float = 0.1
     shortest: float = 0.7
+    resampled: float = 0.6
+    speed: float = 0.2
     noisy: float = 0.5
     snr: tuple[float, float] = (8.0, 30.0)
     low_pass: float = 0.2
@@ -67,10 +74,13 @@ class ProsodyBranch(nn.Module):
 
 
 def varied(audio: FloatArray, recipe: ProsodyRecipe, rng: np.random.Generator) -> FloatArray:
-    """A rendering of an utterance: a part of it, perhaps with coloured noise, perhaps without its highest sounds."""
+    """A rendering of an utterance: a part of it, perhaps as another speaker would sound, perhaps with coloured noise,
+    perhaps without its highest sounds."""
     length = max(1, int(len(audio) * rng.uniform(recipe.shortest, 1.0)))
     start = int(rng.integers(0, len(audio) - length + 1))
     part = audio[start : start + length].astype(np.float64)
+    if rng.random() < recipe.resampled:
+        part = faster(part, math.exp(rng.uniform(-recipe.speed, recipe.speed)))
     frequencies = np.fft.rfftfreq(len(part), 1 / SAMPLE_RATE)
     if rng.random() < recipe.noisy:
         tint = (frequencies + 50.0) ** -rng.uniform(0.0, 1.0)  # from white to pink, in power twice that
@@ -80,6 +90,16 @@ def varied(audio: FloatArray, recipe: ProsodyRecipe, rng: np.random.Generator) -
     if rng.random() < recipe.low_pass:
         part = np.fft.irfft(np.fft.rfft(part) * (frequencies < rng.uniform(3000, 7000)), len(part))
     return part.astype(np.float32)
+
+
+def faster(samples: DoubleArray, speed: float) -> DoubleArray:
+    """Samples played `speed` times as fast: pitch, formants and tempo change together, as on tape."""
+    spectrum = np.fft.rfft(samples)
+    length = max(1, round(len(samples) / speed))
+    stretched = np.zeros(length // 2 + 1, spectrum.dtype)
+    shared = min(len(spectrum), len(stretched))
+    stretched[:shared] = spectrum[:shared]
+    return np.fft.irfft(stretched, length) * (length / len(samples))
 
 
 @torch.inference_mode()

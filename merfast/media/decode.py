@@ -7,14 +7,18 @@ decoder yields has a timestamp and a size, and is converted to pixels only where
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from merfast.media.faces import Box
 from merfast.media.source import Source, check_source
 from merfast.types import SAMPLE_RATE, ByteArray, Clip, FloatArray
+
+if TYPE_CHECKING:
+    from merfast.ops.crop_norm import Crop
 
 
 class Frame(Protocol):
@@ -29,6 +33,16 @@ class Frame(Protocol):
 
     def small(self, longest: int) -> ByteArray:
         """`[h, w, 3]` uint8 RGB, scaled down so that the longer side has at most `longest` pixels."""
+
+    def crops(self, boxes: Sequence[Box], size: int, crop: Crop) -> Sequence[ByteArray]:
+        """`[size, size, 3]` uint8 RGB of each box, in pixels of the picture; beyond the border the edge is repeated.
+
+        Args:
+            boxes: squares, rounded to whole pixels; where they lie does not matter.
+            size: side of the crops.
+            crop: cuts uint8 crops of that size out of planes, for frames that are 8-bit 4:2:0; others convert the whole
+                picture to RGB and cut that.
+        """
 
 
 @dataclass(frozen=True, slots=True)

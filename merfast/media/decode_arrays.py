@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from merfast.media.audio import AudioTrack
 from merfast.media.decode import AudioChunk, Event, Frame, FrameSampler, MediaInfo, interleave, scaled_size
+from merfast.media.faces import Box, crop_square
 from merfast.types import ByteArray, Clip
+
+if TYPE_CHECKING:
+    from merfast.ops.crop_norm import Crop
 
 BLOCK = 1.0
 """Seconds of audio that are resampled at a time."""
@@ -31,6 +36,9 @@ class ArrayFrame:
         if size == (self.width, self.height):
             return self._image
         return np.asarray(cv2.resize(self._image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+    def crops(self, boxes: Sequence[Box], size: int, crop: Crop) -> Sequence[ByteArray]:
+        return [crop_square(self._image, box, size) for box in boxes]
 
 
 class ArrayMedia:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import av
 import numpy as np
+import torch
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from merfast.errors import MediaError
 from merfast.media.audio import AudioTrack
 from merfast.media.decode import AudioChunk, Event, FrameSampler, MediaInfo, rotate, scaled_size
+from merfast.media.faces import Box, crop_square, whole_pixels
 from merfast.media.source import Reader, is_url
 from merfast.media.timestamps import Continuity
+from merfast.ops.crop_norm import Crop, Planes
 from merfast.types import ByteArray
 
 OPEN_TIMEOUT, READ_TIMEOUT = 15.0, 30.0
@@ -35,6 +38,12 @@ LONGEST_STEP = 1.0
 
 LOST = 0.5
 """Seconds that may be missing at the end before a file counts as truncated (and at least 2 % of it)."""
+
+MATRICES = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}
+"""AVColorSpace -> matrix. What is unspecified (2) counts as BT.601, as in swscale, which makes `PyAVFrame.rgb`."""
+
+FULL_RANGE = 2
+"""AVColorRange of pictures that use 0 to 255; anything else is taken for limited, as in swscale."""
 
 Scalers = defaultdict[tuple[int, int], VideoReformatter]
 """One for each size asked for: a scaler that alternates between sizes sets itself up anew every time."""
@@ -56,6 +65,47 @@ class PyAVFrame:
 
     def small(self, longest: int) -> ByteArray:
         return self._convert(*scaled_size(*self._stored, longest))
+
+    def crops(self, boxes: Sequence[Box], size: int, crop: Crop) -> Sequence[ByteArray]:
+        if not boxes:
+            return []
+        planes = self.planes()
+        if planes is None:
+            image = self.rgb()
+            return [crop_square(image, box, size) for box in boxes]
+        corners = torch.tensor([self._locate(box) for box in boxes], dtype=torch.float64)
+        return [rotate(image, self._turn) for image in crop(planes, corners, None).numpy()]
+
+    def planes(self) -> Planes | None:
+        """The decoder's memory, one picture before rotation; None unless it is 8-bit 4:2:0 BT.601 or BT.709."""
+        frame, kind = self._frame, self._frame.format.name
+        matrix, own = MATRICES.get(frame.colorspace), frame.planes
+        if matrix is None or kind not in ("yuv420p", "yuvj420p", "nv12") or own[0].line_size < 0:
+            return None
+
+        def view(number: int, width: int, column: int = 1, first: int = 0) -> torch.Tensor:
+            plane = own[number]
+            shape, strides = (1, plane.height, width), (plane.buffer_size, plane.line_size, column)
+            return torch.frombuffer(plane, dtype=torch.uint8).as_strided(shape, strides, first)
+
+        half = (frame.width + 1) // 2
+        u, v = (view(1, half, 2, 0), view(1, half, 2, 1)) if kind == "nv12" else (view(1, half), view(2, half))
+        full_range = kind == "yuvj420p" or frame.color_range == FULL_RANGE
+        return Planes(view(0, frame.width), u, v, matrix, full_range)
+
+    def _locate(self, box: Box) -> tuple[float, float, float, float]:
+        """A box in the pixels of the frame as it is stored, before rotation and with pixels that may not be square."""
+        left, top, side = whole_pixels(box)
+        right, bottom = left + side, top + side
+        wide, high = self._stored
+        left, top, right, bottom = {
+            0: (left, top, right, bottom),
+            90: (wide - bottom, left, wide - top, right),
+            180: (wide - right, high - bottom, wide - left, high - top),
+            270: (top, high - right, bottom, high - left),
+        }[self._turn % 360]
+        stretch = self._frame.width / wide
+        return left * stretch, float(top), right * stretch, float(bottom)
 
     def _convert(self, width: int, height: int) -> ByteArray:
         frame = self._scalers[width, height].reformat(

@@ -118,14 +118,19 @@ def make_detector(kind: str, model: Path | None) -> Detector:
     raise ValueError(f"detector: got {kind!r} with model {model}, expected 'haar', or 'yunet' with its file")
 
 
+def whole_pixels(box: Box) -> tuple[int, int, int]:
+    """(left, top, side) of a box in whole pixels, at least one."""
+    side = max(1, round(box.side))
+    return round(box.x - side / 2), round(box.y - side / 2), side
+
+
 def crop_square(image: ByteArray, box: Box, size: int) -> ByteArray:
     """Cut a square out of `[H, W, 3]` and scale it to `[size, size, 3]`; beyond the border the edge is repeated.
 
     Scaling down averages over areas, scaling up is bilinear.
     """
     height, width = image.shape[:2]
-    side = max(1, round(box.side))
-    left, top = round(box.x - side / 2), round(box.y - side / 2)
+    left, top, side = whole_pixels(box)
     # A box may lie partly outside; one that misses the picture is moved to its border.
     left = min(max(left, 1 - side), width - 1)
     top = min(max(top, 1 - side), height - 1)

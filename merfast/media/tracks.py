@@ -12,13 +12,16 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from merfast.media.decode import Frame
-from merfast.media.faces import DETECT_SIZE, Box, Detector, crop_square, resize
+from merfast.media.faces import DETECT_SIZE, Box, Detector, resize
 from merfast.types import ByteArray
+
+if TYPE_CHECKING:
+    from merfast.ops.crop_norm import Crop
 
 DETECT_RATE = 2.5
 """Detections a second."""
@@ -117,10 +120,11 @@ class FaceTracker:
         detector: finds faces; used by this tracker alone.
         crop_size: side of the crops, in pixels.
         face_scale: side of the crop over the side of the face box.
+        crop: cuts uint8 crops of that size out of planes, see `Frame.crops`.
     """
 
-    def __init__(self, detector: Detector, *, crop_size: int, face_scale: float) -> None:
-        self._detector = detector
+    def __init__(self, detector: Detector, *, crop_size: int, face_scale: float, crop: Crop) -> None:
+        self._detector, self._cut_out = detector, crop
         self._crop_size, self._face_scale = crop_size, face_scale
         self._pending: deque[_Pending] = deque()
         self._tracks: list[_Track] = []
@@ -200,15 +204,11 @@ class FaceTracker:
 
     def _crop(self, frame: Frame) -> FacesAt:
         out = FacesAt(frame.time)
-        image: ByteArray | None = None
-        for track in self._tracks:
-            box = track.at(frame.time)
-            if box is None:
-                continue
-            image = frame.rgb() if image is None else image
-            pixels = box.scaled(frame.width)
-            crop = crop_square(image, pixels._replace(side=pixels.side * self._face_scale), self._crop_size)
-            out.faces[track.number] = FaceView(crop, _subject(pixels, frame.width, frame.height))
+        boxes = {t.number: box.scaled(frame.width) for t in self._tracks if (box := t.at(frame.time)) is not None}
+        framed = [box._replace(side=box.side * self._face_scale) for box in boxes.values()]
+        crops = frame.crops(framed, self._crop_size, self._cut_out)
+        for (number, box), crop in zip(boxes.items(), crops, strict=True):
+            out.faces[number] = FaceView(crop, _subject(box, frame.width, frame.height))
         return out
 
 

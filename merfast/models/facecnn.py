@@ -46,8 +46,12 @@ class FaceCNN(nn.Module):
         if len(blocks) != len(stages) or min(blocks) < 1:
             raise ValueError(f"blocks: got {list(blocks)}, expected {len(stages)} numbers, all above 0")
         self.dim, self.crop_size = dim, crop_size
-        self.stem = nn.Conv2d(1, widths[0], 3, stride=2, padding=1, bias=False)
-        self.norm_stem = nn.BatchNorm2d(widths[0])
+        half = max(widths[0] // 2, 1)
+        self.stem = nn.Sequential(
+            *(nn.Conv2d(1, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), nn.ReLU()),
+            *(nn.Conv2d(half, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()),
+            nn.MaxPool2d(2),
+        )
         first = [Residual(widths[0], widths[0], 1), *(Residual(a, b, 2) for a, b in pairwise(stages))]
         self.stages = nn.Sequential(
             *(
@@ -78,14 +82,13 @@ class FaceCNN(nn.Module):
 
     def luma(self, crops: Tensor) -> Tensor:
         """`[N, 1, S, S]` luma (ITU-R BT.601) of crops `[N, S, S, 3]`, each crop brought to mean 0 and deviation 1."""
-        dtype = self.stem.weight.dtype
+        dtype = self.norm_out.weight.dtype
         grey = crops.to(dtype) @ torch.tensor([0.299, 0.587, 0.114], dtype=dtype, device=crops.device)
         return levelled(grey)[:, None]
 
     def encode(self, luma: Tensor) -> Tensor:
         """Normalised luma `[N, 1, S, S]` -> vectors `[N, dim]`."""
-        x = self.stem(luma).contiguous(memory_format=torch.channels_last)  # a tenth faster on the CPU
-        x = functional.relu(self.norm_stem(x))
+        x = self.stem(luma.contiguous(memory_format=torch.channels_last))  # a tenth faster on the CPU
         vectors: Tensor = self.dropout(self.norm_out(self.stages(x).mean((2, 3))))
         return vectors
 
@@ -98,7 +101,8 @@ def levelled(grey: Tensor) -> Tensor:
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions with a shortcut (arXiv 1512.03385, basic block)."""
+    """Two 3x3 convolutions with a shortcut (arXiv 1512.03385, basic block), which averages before it skips pixels
+    (arXiv 1812.01187, ResNet-D)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -109,7 +113,9 @@ class Residual(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+                nn.AvgPool2d(stride, ceil_mode=True),
+                nn.Conv2d(inputs, outputs, 1, bias=False),
+                nn.BatchNorm2d(outputs),
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Prosody encoder of the mini bundle: statistics of pitch, loudness and timbre over the whole set, then a small layer.
+"""Prosody encoder of the mini bundle: statistics of pitch, loudness and timbre over a set, then two small layers.
 
 Such statistics, in the manner of the Geneva minimalistic set (Eyben et al. 2016, doi 10.1109/TAFFC.2015.2457417), carry
 over to unknown speakers better than what a network finds by itself in a few hours of speech.
@@ -37,7 +37,7 @@ class Prosody(nn.Module):
 
     Args:
         dim: width of the vector.
-        dropout: on the statistics and on the vector, while training.
+        dropout: on the hidden layer and on the vector, and a fifth of it on the statistics, while training.
 
     The buffers `mean` and `deviation`, both `[138]`, are those of the training set's statistics.
     """
@@ -66,7 +66,8 @@ class Prosody(nn.Module):
         for name, array in fixed.items():
             self.register_buffer(name, torch.from_numpy(array.astype(np.float32)), persistent=False)
         self.drop_in = nn.Dropout(dropout / 5)
-        self.layer = nn.Linear(FUNCTIONALS, dim)
+        self.hidden = nn.Linear(FUNCTIONALS, dim)
+        self.layer = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Ragged) -> Ragged:
@@ -92,7 +93,8 @@ class Prosody(nn.Module):
     def encode(self, statistics: Tensor) -> Tensor:
         """Statistics `[B', 138]` -> vectors `[B', dim]`."""
         z = ((statistics - self.mean) / self.deviation).clamp(-SPREAD, SPREAD)
-        out: Tensor = self.dropout(functional.gelu(self.layer(self.drop_in(z))))
+        hidden = self.dropout(functional.gelu(self.hidden(self.drop_in(z))))
+        out: Tensor = self.dropout(functional.gelu(self.layer(hidden)))
         return out
 
     def _of_one(self, samples: Tensor) -> Tensor:
