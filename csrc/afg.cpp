@@ -2,16 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <exception>
-#include <new>
-#include <stdexcept>
+#include <limits>
 #include <thread>
 
 namespace merfast {
 namespace {
 
-constexpr std::size_t kAlignment = 64;
 constexpr int64_t kBlockFloats = 65536;  // 256 KiB of x, a quarter of the L2 of the machine this was tuned on
 
 // Starting and joining a thread takes 20 to 50 us, and its core starts cold: two threads were faster than one from
@@ -31,154 +28,179 @@ int64_t round_up(int64_t value, int64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
-}  // namespace
-
-void Afg::Free::operator()(float* p) const {
-    ::operator delete[](p, std::align_val_t(kAlignment));
-}
-
-Afg::Buffer Afg::allocate(int64_t floats) {
-    return Buffer(static_cast<float*>(
-        ::operator new[](static_cast<std::size_t>(floats) * sizeof(float), std::align_val_t(kAlignment))));
-}
-
-Afg::Afg(const Shape& shape, const float* weight, const float* bias, const float* score, const float* absent,
-         const float* guide_weight, Isa isa)
-    : shape_(shape), isa_(&kernels_for(isa)), absent_(absent, absent + shape.dim) {
-    packed_.dim = shape.dim;
-    packed_.width = shape.width;
-    packed_.padded = round_up(shape.width, isa_->lanes);
-    packed_.heads = shape.heads;
-    packed_.guide_dim = shape.guide_dim;
-    packed_.block_rows = std::clamp<int64_t>(kBlockFloats / shape.dim, 16, kMaxBlockRows);
-    packed_.chunk_rows = std::min<int64_t>(packed_.block_rows, 64);
-    weight_ = pack(weight, shape.dim);
-    bias_ = pad(bias, 1);
-    score_ = pad(score, shape.heads);
-    packed_.weight = weight_.get();
-    packed_.bias = bias_.get();
-    packed_.score = score_.get();
-    if (guide_weight) {
-        guide_ = pack(guide_weight, shape.guide_dim);
-        packed_.guide = guide_.get();
-    }
-    scratch_floats_ = (guide_weight ? 2 : 1) * packed_.block_rows * packed_.padded + shape.heads * kMaxBlockRows;
-}
-
-Afg::Buffer Afg::pack(const float* weight, int64_t depth) const {
-    const int64_t panel = int64_t{isa_->panel} * isa_->lanes;
-    Buffer packed = allocate(packed_.padded * depth);
+// [width, depth] in panels, see AfgPacked.
+AlignedFloats pack(const float* weight, int64_t width, int64_t padded, int64_t depth, int64_t panel) {
+    AlignedFloats packed = aligned_floats(padded * depth);
     float* to = packed.get();
-    for (int64_t first = 0; first < packed_.padded; first += panel) {
-        const int64_t end = std::min(first + panel, packed_.padded);
+    for (int64_t first = 0; first < padded; first += panel) {
+        const int64_t end = std::min(first + panel, padded);
         for (int64_t k = 0; k < depth; ++k) {
-            for (int64_t a = first; a < end; ++a) *to++ = a < shape_.width ? weight[a * depth + k] : 0.0f;
+            for (int64_t a = first; a < end; ++a) *to++ = a < width ? weight[a * depth + k] : 0.0f;
         }
     }
     return packed;
 }
 
-Afg::Buffer Afg::pad(const float* rows, int64_t count) const {
-    Buffer padded = allocate(packed_.padded * count);
+// [count, width] to [count, padded], zero beyond.
+AlignedFloats pad(const float* rows, int64_t count, int64_t width, int64_t padded) {
+    AlignedFloats wide = aligned_floats(padded * count);
     for (int64_t r = 0; r < count; ++r) {
-        float* to = padded.get() + r * packed_.padded;
-        std::copy_n(rows + r * shape_.width, shape_.width, to);
-        std::fill(to + shape_.width, to + packed_.padded, 0.0f);
+        float* to = wide.get() + r * padded;
+        std::copy_n(rows + r * width, width, to);
+        std::fill(to + width, to + padded, 0.0f);
     }
-    return padded;
+    return wide;
 }
 
-Afg::Buffer Afg::take_scratch() const {
+// Floats of a span's running softmax.
+int64_t state_floats(const AfgGroup::Shape& shape) {
+    return 2 * shape.heads + shape.dim;
+}
+
+double flops(const AfgGroup::Shape& shape, int64_t rows) {
+    return 2.0 * static_cast<double>(rows) * static_cast<double>(shape.dim) * static_cast<double>(shape.width);
+}
+
+}  // namespace
+
+// What the threads share out: consecutive spans of one gathering.
+struct AfgGroup::Plan {
+    struct Piece {
+        std::size_t member, first, count;
+    };
+    std::vector<AfgSpan> spans;
+    std::vector<Piece> pieces;
+    AlignedFloats states;  // of the spans that are parts of sets
+    int workers = 1;
+};
+
+AfgGroup::AfgGroup(Isa isa) : isa_(&kernels_for(isa)) {}
+
+void AfgGroup::add(const Shape& shape, const Weights& weights) {
+    const int64_t panel = int64_t{isa_->panel} * isa_->lanes;
+    const int64_t padded = round_up(shape.width, isa_->lanes);
+    Member made;
+    made.shape = shape;
+    made.weight = pack(weights.weight, shape.width, padded, shape.dim, panel);
+    if (weights.guide_weight) made.guide = pack(weights.guide_weight, shape.width, padded, shape.guide_dim, panel);
+    made.bias = pad(weights.bias, 1, shape.width, padded);
+    made.score = pad(weights.score, shape.heads, shape.width, padded);
+    made.absent.assign(weights.absent, weights.absent + shape.dim);
+    AfgPacked& packed = made.packed;
+    packed.dim = shape.dim;
+    packed.width = shape.width;
+    packed.padded = padded;
+    packed.heads = shape.heads;
+    packed.guide_dim = shape.guide_dim;
+    packed.block_rows = std::clamp<int64_t>(kBlockFloats / shape.dim, 16, kMaxBlockRows);
+    packed.chunk_rows = std::min<int64_t>(packed.block_rows, 64);
+    packed.weight = made.weight.get();
+    packed.guide = made.guide.get();
+    packed.bias = made.bias.get();
+    packed.score = made.score.get();
+    scratch_floats_ = std::max(scratch_floats_, (weights.guide_weight ? 2 : 1) * packed.block_rows * padded +
+                                                    shape.heads * kMaxBlockRows + state_floats(shape));
+    members_.push_back(std::move(made));
+}
+
+AlignedFloats AfgGroup::take_scratch() const {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (!spare_.empty()) {
-            Buffer scratch = std::move(spare_.back());
+            AlignedFloats scratch = std::move(spare_.back());
             spare_.pop_back();
             return scratch;
         }
     }
-    return allocate(scratch_floats_);
+    return aligned_floats(scratch_floats_);
 }
 
-void Afg::give_scratch(Buffer scratch) const {
+void AfgGroup::give_scratch(AlignedFloats scratch) const {
     const std::lock_guard<std::mutex> lock(mutex_);
     spare_.push_back(std::move(scratch));
 }
 
-void Afg::run(const float* x, const int64_t* offsets, int64_t sets, const float* guide, float* out, int threads) const {
-    const int64_t dim = shape_.dim;
-    const int64_t heads = shape_.heads;
-    int64_t count = 0;
-    int64_t extra = 0;  // spans that are not the first of their set: their sums live here, not in out
-    for (int64_t b = 0; b < sets; ++b) {
-        const int64_t rows = offsets[b + 1] - offsets[b];
-        const int64_t spans = (rows + kSpanRows - 1) / kSpanRows;
-        count += spans;
-        extra += std::max<int64_t>(spans - 1, 0);
-        if (rows == 0) std::memcpy(out + b * dim, absent_.data(), static_cast<std::size_t>(dim) * sizeof(float));
-    }
-    if (count == 0) return;
-    const Buffer state = allocate(2 * count * heads + extra * dim);
-    float* top = state.get();
-    float* z = top + 2 * count * heads;
-    std::vector<AfgSpan> spans;
-    spans.reserve(static_cast<std::size_t>(count));
-    for (int64_t b = 0; b < sets; ++b) {
-        const int64_t end = offsets[b + 1];
-        for (int64_t begin = offsets[b]; begin < end; begin += kSpanRows, top += 2 * heads) {
-            const bool first = begin == offsets[b];
-            spans.push_back(AfgSpan{b, begin, std::min(begin + kSpanRows, end), top, top + heads,
-                                    first ? out + b * dim : z, end - offsets[b] <= kSpanRows});
-            if (!first) z += dim;
+AfgGroup::Plan AfgGroup::plan(const std::vector<Call>& calls, int threads) const {
+    std::size_t count = 0;
+    int64_t floats = 0;
+    double total = 0;
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+        const Call& call = calls[i];
+        for (int64_t b = 0; b < call.sets; ++b) {
+            const int64_t spans = (call.offsets[b + 1] - call.offsets[b] + kSpanRows - 1) / kSpanRows;
+            count += static_cast<std::size_t>(spans);
+            if (spans > 1) floats += spans * state_floats(shape(i));
         }
+        total += flops(shape(i), call.offsets[call.sets]);
     }
-    gather(x, guide, spans, offsets[sets] - offsets[0], threads);
-    for (std::size_t first = 0, last; extra > 0 && first < spans.size(); first = last) {
-        for (last = first + 1; last < spans.size() && spans[last].set == spans[first].set;) ++last;
-        if (last - first > 1) isa_->merge(packed_, &spans[first], static_cast<int64_t>(last - first));
+    Plan made;
+    const int64_t useful = static_cast<int64_t>(std::min(total / kFlopsPerThread, 1e6)) + 1;
+    made.workers = static_cast<int>(std::min({int64_t{threads}, useful, static_cast<int64_t>(count)}));
+    // About eight pieces for each worker, taken in order by whoever is free.
+    const double enough = made.workers > 1 ? total / (8 * made.workers) : std::numeric_limits<double>::infinity();
+    made.spans.reserve(count);
+    made.states = aligned_floats(floats);
+    float* state = made.states.get();
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+        const int64_t* offsets = calls[i].offsets;
+        std::size_t first = made.spans.size();
+        const auto cut = [&] {
+            if (made.spans.size() > first) made.pieces.push_back({i, first, made.spans.size() - first});
+            first = made.spans.size();
+        };
+        for (int64_t b = 0; b < calls[i].sets; ++b) {
+            const bool whole = offsets[b + 1] - offsets[b] <= kSpanRows;
+            for (int64_t begin = offsets[b]; begin < offsets[b + 1]; begin += kSpanRows) {
+                const int64_t end = std::min(begin + kSpanRows, offsets[b + 1]);
+                made.spans.push_back(AfgSpan{b, begin, end, whole ? nullptr : state});
+                if (!whole) state += state_floats(shape(i));
+                if (flops(shape(i), end - made.spans[first].begin) >= enough) cut();
+            }
+        }
+        cut();
     }
+    return made;
 }
 
-void Afg::gather(const float* x, const float* guide, const std::vector<AfgSpan>& spans, int64_t rows,
-                 int threads) const {
-    const double flops =
-        2.0 * static_cast<double>(rows) * static_cast<double>(shape_.dim) * static_cast<double>(shape_.width);
-    const int64_t useful = static_cast<int64_t>(std::min(flops / kFlopsPerThread, 1e6)) + 1;
-    const int workers = static_cast<int>(std::min({int64_t{threads}, useful, static_cast<int64_t>(spans.size())}));
-    if (workers <= 1) {
-        Buffer scratch = take_scratch();
-        isa_->gather(packed_, x, guide, spans.data(), static_cast<int64_t>(spans.size()), scratch.get());
-        give_scratch(std::move(scratch));
-        return;
-    }
-    // Pieces of whole spans, about eight for each worker, taken in order by whoever is free.
-    const int64_t target = rows / (int64_t{workers} * 8);
-    std::vector<std::size_t> cuts{0};
-    for (std::size_t s = 0; s < spans.size(); ++s) {
-        if (spans[s].end - spans[cuts.back()].begin >= target || s + 1 == spans.size()) cuts.push_back(s + 1);
-    }
+void AfgGroup::run(const std::vector<Call>& calls, int threads) const {
+    const Plan plan = this->plan(calls, threads);
     std::atomic<std::size_t> next{0};
     const auto work = [&](float* scratch) {
-        for (std::size_t piece; (piece = next.fetch_add(1)) + 1 < cuts.size();) {
-            const int64_t length = static_cast<int64_t>(cuts[piece + 1] - cuts[piece]);
-            isa_->gather(packed_, x, guide, &spans[cuts[piece]], length, scratch);
+        for (std::size_t p; (p = next.fetch_add(1)) < plan.pieces.size();) {
+            const Plan::Piece& piece = plan.pieces[p];
+            const Call& call = calls[piece.member];
+            isa_->gather(members_[piece.member].packed, call.x, call.guide, &plan.spans[piece.first],
+                         static_cast<int64_t>(piece.count), call.out, scratch);
         }
     };
     // Scratch is taken here, where running out of memory can still be thrown.
-    std::vector<Buffer> scratch(static_cast<std::size_t>(workers));
-    for (Buffer& buffer : scratch) buffer = take_scratch();
+    std::vector<AlignedFloats> scratch(static_cast<std::size_t>(plan.workers));
+    for (AlignedFloats& buffer : scratch) buffer = take_scratch();
     std::vector<std::thread> helpers;
-    helpers.reserve(static_cast<std::size_t>(workers - 1));
-    for (int i = 1; i < workers; ++i) {
+    helpers.reserve(scratch.size());
+    for (std::size_t i = 1; i < scratch.size(); ++i) {
         try {
-            helpers.emplace_back(work, scratch[static_cast<std::size_t>(i)].get());
+            helpers.emplace_back(work, scratch[i].get());
         } catch (const std::exception&) {
             break;  // no more threads or memory to be had: the threads there are do the work
         }
     }
-    work(scratch[0].get());
+    if (!scratch.empty()) work(scratch[0].get());
     for (std::thread& helper : helpers) helper.join();
-    for (Buffer& buffer : scratch) give_scratch(std::move(buffer));
+    for (AlignedFloats& buffer : scratch) give_scratch(std::move(buffer));
+
+    const AfgSpan* span = plan.spans.data();
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+        const Call& call = calls[i];
+        for (int64_t b = 0; b < call.sets; ++b) {
+            const int64_t rows = call.offsets[b + 1] - call.offsets[b];
+            const int64_t spans = (rows + kSpanRows - 1) / kSpanRows;
+            float* out = call.out + b * shape(i).dim;
+            if (spans == 0) std::copy(members_[i].absent.begin(), members_[i].absent.end(), out);
+            if (spans > 1) isa_->merge(members_[i].packed, span, spans, out);
+            span += spans;
+        }
+    }
 }
 
 }  // namespace merfast

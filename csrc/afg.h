@@ -2,53 +2,68 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <vector>
 
 #include "afg_isa.h"
+#include "buffer.h"
 
 namespace merfast {
 
-// Weights of one gathering, packed once; run() may be called from many threads at the same time.
-class Afg {
+// Gatherings that do not depend on each other, their weights packed once; run() may be called from many threads at the
+// same time.
+class AfgGroup {
   public:
     struct Shape {
         int64_t dim, width, heads, guide_dim;  // D, A, H, G; G is 0 without a guide
     };
+    // Row-major, all copied.
+    struct Weights {
+        const float* weight;        // [A, D]
+        const float* bias;          // [A]
+        const float* score;         // [H, A]
+        const float* absent;        // [D]
+        const float* guide_weight;  // [A, G] or null
+    };
+    // Arguments of one gathering.
+    struct Call {
+        const float* x;          // [N, D]
+        const int64_t* offsets;  // [B + 1] rising from 0 to N
+        int64_t sets;            // B
+        const float* guide;      // [B, G] or null
+        float* out;              // [B, D]
+    };
 
-    // weight [A, D], bias [A], score [H, A], absent [D], guide_weight [A, G] or null, all row-major and copied.
-    Afg(const Shape& shape, const float* weight, const float* bias, const float* score, const float* absent,
-        const float* guide_weight, Isa isa);
+    explicit AfgGroup(Isa isa);
 
-    // x [N, D], offsets [B + 1] rising from 0 to N, guide [B, G] or null, out [B, D]. At most `threads` threads work,
-    // fewer when the work is small; the result does not depend on how many.
-    void run(const float* x, const int64_t* offsets, int64_t sets, const float* guide, float* out, int threads) const;
+    void add(const Shape& shape, const Weights& weights);
 
-    const Shape& shape() const { return shape_; }
+    // One call for each gathering, in the order in which they were added. At most `threads` threads share the sets of
+    // all of them, fewer when the work is small; the result does not depend on how many.
+    void run(const std::vector<Call>& calls, int threads) const;
+
+    std::size_t size() const { return members_.size(); }
+    const Shape& shape(std::size_t i) const { return members_[i].shape; }
 
   private:
-    struct Free {
-        void operator()(float* p) const;
+    struct Member {
+        Shape shape;
+        AfgPacked packed{};
+        AlignedFloats weight, guide, bias, score;
+        std::vector<float> absent;
     };
-    using Buffer = std::unique_ptr<float[], Free>;
+    struct Plan;
 
-    static Buffer allocate(int64_t floats);
-    Buffer pack(const float* weight, int64_t depth) const;
-    Buffer pad(const float* rows, int64_t count) const;
-    Buffer take_scratch() const;
-    void give_scratch(Buffer scratch) const;
-    void gather(const float* x, const float* guide, const std::vector<AfgSpan>& spans, int64_t rows, int threads) const;
+    Plan plan(const std::vector<Call>& calls, int threads) const;
+    AlignedFloats take_scratch() const;
+    void give_scratch(AlignedFloats scratch) const;
 
-    Shape shape_;
     const AfgIsa* isa_;
-    AfgPacked packed_{};
+    std::vector<Member> members_;
     int64_t scratch_floats_ = 0;
-    Buffer weight_, guide_, bias_, score_;
-    std::vector<float> absent_;
     // Scratch of finished calls, so that a small call touches no fresh pages; at most as many as ran side by side.
     mutable std::mutex mutex_;
-    mutable std::vector<Buffer> spare_;
+    mutable std::vector<AlignedFloats> spare_;
 };
 
 }  // namespace merfast

@@ -26,25 +26,24 @@ struct AfgPacked {
     const float* score;   // [H, padded]
 };
 
-// Rows [begin, end) of one set with their running softmax: maximum and sum for each head, and the weighted sum.
+// Rows [begin, end) of one set. Where the set has more rows than these, `state` keeps what merging them needs: maximum
+// and sum for each head and the weighted sum, [H], [H] and [D].
 struct AfgSpan {
     int64_t set;
     int64_t begin, end;
-    float* top;    // [H]
-    float* total;  // [H]
-    float* z;      // [D]
-    bool whole;    // the only span of its set: z is divided by the total when its last row is in
+    float* state;  // null where the span is the whole set
 };
 
 struct AfgIsa {
     int lanes;  // floats per vector
     int panel;  // vectors per panel
-    // Gathers consecutive spans of x [N, D]; guide is [B, G] or null. Scratch, aligned to 64 bytes, holds projected
-    // rows [block_rows, padded], energies [H, kMaxBlockRows] and, with a guide, its terms [block_rows, padded].
+    // Gathers consecutive spans of x [N, D]; guide is [B, G] or null. Whole sets go into out [B, D]. Scratch, aligned
+    // to 64 bytes, holds projected rows [block_rows, padded], energies [H, kMaxBlockRows], the state of a whole set [2
+    // H + D] and, with a guide, its terms [block_rows, padded].
     void (*gather)(const AfgPacked& packed, const float* x, const float* guide, const AfgSpan* spans, int64_t count,
-                   float* scratch);
-    // Folds spans [1, count) of one set into the first, in order, and divides.
-    void (*merge)(const AfgPacked& packed, const AfgSpan* spans, int64_t count);
+                   float* out, float* scratch);
+    // Folds all spans of one set into the first, in order, and divides into out [D].
+    void (*merge)(const AfgPacked& packed, const AfgSpan* spans, int64_t count, float* out);
 };
 
 const AfgIsa& afg_generic();

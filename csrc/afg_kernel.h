@@ -139,25 +139,28 @@ inline float exp_one(float value) {
 }
 
 template <class V>
-inline void divide(float* z, float by, int64_t count) {
+inline void divide(const float* z, float by, int64_t count, float* out) {
     const typename V::T total = V::set1(by);
     int64_t d = 0;
-    for (; d + V::lanes <= count; d += V::lanes) V::store(z + d, V::div(V::load(z + d), total));
-    if (d < count) V::store_part(z + d, count - d, V::div(V::load_part(z + d, count - d, 0.0f), total));
+    for (; d + V::lanes <= count; d += V::lanes) V::store(out + d, V::div(V::load(z + d), total));
+    if (d < count) V::store_part(out + d, count - d, V::div(V::load_part(z + d, count - d, 0.0f), total));
 }
 
 // One softmax step of one head: energies become weights relative to the new maximum, the sums are rescaled to it.
 // A NaN energy need not reach the maximum: its weight is NaN, and so are the sums from there on.
 template <class V>
-inline void gather_head(const AfgPacked& packed, const Chunk& chunk, const float* x, float* energy, int64_t head) {
+inline void gather_head(const AfgPacked& packed, const Chunk& chunk, const float* x, float* energy, int64_t head,
+                        float* out, float* state) {
     const AfgSpan& span = *chunk.span;
+    float& kept_top = state[head];
+    float& kept_total = state[packed.heads + head];
     const float kLowest = -__builtin_inff();
     typename V::T top = V::set1(kLowest);
     for (int64_t t = 0; t < chunk.rows; t += V::lanes) {
         top = V::max(top, V::load_part(energy + t, chunk.rows - t, kLowest));
     }
     const bool started = chunk.first > span.begin;
-    const float before = started ? span.top[head] : kLowest;
+    const float before = started ? kept_top : kLowest;
     const float after = larger(before, V::largest(top));
     typename V::T total = V::zero();
     for (int64_t t = 0; t < chunk.rows; t += V::lanes) {
@@ -167,13 +170,14 @@ inline void gather_head(const AfgPacked& packed, const Chunk& chunk, const float
         total = V::add(total, weight);
     }
     const float scale = started ? exp_one<V>(before - after) : 0.0f;
-    span.top[head] = after;
-    span.total[head] = (started ? span.total[head] * scale : 0.0f) + V::sum(total);
+    kept_top = after;
+    kept_total = (started ? kept_total * scale : 0.0f) + V::sum(total);
     const int64_t columns = packed.dim / packed.heads;
-    float* z = span.z + head * columns;
+    float* z = state + 2 * packed.heads + head * columns;
     weigh<V>(x + chunk.first * packed.dim + head * columns, packed.dim, energy, chunk.rows, started ? &scale : nullptr,
              z, columns);
-    if (span.whole && chunk.first + chunk.rows == span.end) divide<V>(z, span.total[head], columns);
+    const bool done = !span.state && chunk.first + chunk.rows == span.end;
+    if (done) divide<V>(z, kept_total, columns, out + span.set * packed.dim + head * columns);
 }
 
 // Guide terms of the sets in a block, with the bias, one row each; init gets the row of each x row's set.
@@ -195,11 +199,12 @@ inline void guide_terms(const AfgPacked& packed, const float* guide, const Chunk
 
 template <class V>
 void gather(const AfgPacked& packed, const float* x, const float* guide, const AfgSpan* spans, int64_t count,
-            float* scratch) {
+            float* out, float* scratch) {
     const int64_t stride = kMaxBlockRows;
     float* hidden = scratch;
     float* energy = hidden + packed.block_rows * packed.padded;
-    float* terms = energy + packed.heads * stride;
+    float* own_state = energy + packed.heads * stride;  // of the whole set at hand: they come one after another
+    float* terms = own_state + 2 * packed.heads + packed.dim;
     const float* rows[kMaxBlockRows];
     const float* init[kMaxBlockRows];
     Chunk chunks[kMaxBlockRows];
@@ -225,30 +230,33 @@ void gather(const AfgPacked& packed, const float* x, const float* guide, const A
         activate<V>(packed, filled, hidden);
         score_rows<V>(packed, hidden, filled, energy, stride);
         for (int64_t i = 0; i < parts; ++i) {
+            float* state = chunks[i].span->state ? chunks[i].span->state : own_state;
             for (int64_t h = 0; h < packed.heads; ++h) {
-                gather_head<V>(packed, chunks[i], x, energy + h * stride + chunks[i].row, h);
+                gather_head<V>(packed, chunks[i], x, energy + h * stride + chunks[i].row, h, out, state);
             }
         }
     }
 }
 
 template <class V>
-void merge(const AfgPacked& packed, const AfgSpan* spans, int64_t count) {
+void merge(const AfgPacked& packed, const AfgSpan* spans, int64_t count, float* out) {
     const int64_t columns = packed.dim / packed.heads;
     for (int64_t h = 0; h < packed.heads; ++h) {
-        float top = spans[0].top[h];
-        for (int64_t s = 1; s < count; ++s) top = larger(top, spans[s].top[h]);
-        float* z = spans[0].z + h * columns;
-        const float first = exp_one<V>(spans[0].top[h] - top);
-        float total = spans[0].total[h] * first;
+        const auto total_of = [&](int64_t s) { return spans[s].state[packed.heads + h]; };
+        const auto z_of = [&](int64_t s) { return spans[s].state + 2 * packed.heads + h * columns; };
+        float top = spans[0].state[h];
+        for (int64_t s = 1; s < count; ++s) top = larger(top, spans[s].state[h]);
+        float* z = z_of(0);
+        const float first = exp_one<V>(spans[0].state[h] - top);
+        float total = total_of(0) * first;
         weigh<V>(z, columns, &first, 1, nullptr, z, columns);
         for (int64_t s = 1; s < count; ++s) {
-            const float scale = exp_one<V>(spans[s].top[h] - top);
-            total += spans[s].total[h] * scale;
+            const float scale = exp_one<V>(spans[s].state[h] - top);
+            total += total_of(s) * scale;
             const float one = 1.0f;
-            weigh<V>(spans[s].z + h * columns, columns, &scale, 1, &one, z, columns);
+            weigh<V>(z_of(s), columns, &scale, 1, &one, z, columns);
         }
-        divide<V>(z, total, columns);
+        divide<V>(z, total, columns, out + h * columns);
     }
 }
 

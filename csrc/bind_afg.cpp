@@ -1,5 +1,5 @@
-#include <memory>
 #include <optional>
+#include <tuple>
 
 #include "afg.h"
 #include "binding.h"
@@ -10,47 +10,50 @@ namespace {
 
 class AfgKernel {
   public:
-    AfgKernel(const py::array& weight, const py::array& bias, const py::array& score, const py::array& absent,
-              const std::optional<py::array>& guide_weight, const std::string& isa)
-        : isa_(find_isa(isa)), afg_(make(weight, bias, score, absent, guide_weight, isa_)) {}
+    // weight, bias, score, absent, guide_weight
+    using Weights = std::tuple<py::array, py::array, py::array, py::array, std::optional<py::array>>;
+    // x, offsets, guide, out
+    using Call = std::tuple<py::array, py::array, std::optional<py::array>, py::array>;
 
-    void run(const py::array& x, const py::array& offsets, const std::optional<py::array>& guide, py::array& out,
-             int threads) const {
-        const Afg::Shape& shape = afg_->shape();
-        const py::ssize_t rows = extent("afg x", x, 2, 0);
-        const py::ssize_t sets = extent("afg offsets", offsets, 1, 0) - 1;
-        if (sets < 0) throw py::value_error("afg offsets: got int64 [0], expected int64 [B + 1]");
-        const float* p_x = checked<float>("afg x", x, {rows, shape.dim});
-        // A copy: another thread may write to the array once the GIL is released, after these were checked.
-        const int64_t* p_first = checked<int64_t>("afg offsets", offsets, {sets + 1});
-        const std::vector<int64_t> bounds(p_first, p_first + sets + 1);
-        const int64_t* p_offsets = bounds.data();
-        if (guide.has_value() != (shape.guide_dim > 0)) {
-            throw py::value_error(std::string("afg guide: got guide=") + (guide ? "True" : "False") +
-                                  " with guide_weight=" + (guide ? "False" : "True") + ", expected both or neither");
-        }
-        const float* p_guide = guide ? checked<float>("afg guide", *guide, {sets, shape.guide_dim}) : nullptr;
-        checked<float>("afg out", out, {sets, shape.dim});
-        if (!out.writeable()) throw py::value_error("afg out: got a read-only array, expected a writeable one");
-        float* p_out = static_cast<float*>(out.mutable_data());
+    AfgKernel(const std::vector<Weights>& weights, const std::string& isa) : isa_(find_isa(isa)), group_(isa_) {
+        for (const Weights& each : weights) add(each);
+    }
+
+    void run(std::vector<Call> calls, int threads) const {
         if (threads < 1) throw py::value_error("afg threads: got " + std::to_string(threads) + ", expected at least 1");
-        bool rising = p_offsets[0] == 0 && p_offsets[sets] == rows;
-        for (py::ssize_t b = 0; b < sets; ++b) rising = rising && p_offsets[b] <= p_offsets[b + 1];
-        if (!rising) {
-            throw py::value_error("afg offsets: got " + std::to_string(p_offsets[0]) + " ... " +
-                                  std::to_string(p_offsets[sets]) + ", expected to rise from 0 to " +
-                                  std::to_string(rows));
+        if (calls.size() != group_.size()) {
+            throw py::value_error("afg: got " + std::to_string(calls.size()) + " gatherings, expected " +
+                                  std::to_string(group_.size()));
+        }
+        // Copies: another thread may write to the arrays once the GIL is released, after these were checked.
+        std::vector<std::vector<int64_t>> bounds(calls.size());
+        std::vector<AfgGroup::Call> arguments;
+        for (std::size_t i = 0; i < calls.size(); ++i) {
+            auto& [x, offsets, guide, out] = calls[i];
+            const AfgGroup::Shape& shape = group_.shape(i);
+            bounds[i] = rising(offsets, extent("afg x", x, 2, 0));
+            const auto sets = static_cast<py::ssize_t>(bounds[i].size()) - 1;
+            if (guide.has_value() != (shape.guide_dim > 0)) {
+                throw py::value_error(std::string("afg guide: got guide=") + (guide ? "True" : "False") +
+                                      " with guide_weight=" + (guide ? "False" : "True") +
+                                      ", expected both or neither");
+            }
+            checked<float>("afg out", out, {sets, shape.dim});
+            if (!out.writeable()) throw py::value_error("afg out: got a read-only array, expected a writeable one");
+            arguments.push_back({checked<float>("afg x", x, {x.shape(0), shape.dim}), bounds[i].data(), sets,
+                                 guide ? checked<float>("afg guide", *guide, {sets, shape.guide_dim}) : nullptr,
+                                 static_cast<float*>(out.mutable_data())});
         }
         const py::gil_scoped_release release;
-        afg_->run(p_x, p_offsets, sets, p_guide, p_out, threads);
+        group_.run(arguments, threads);
     }
 
     std::string isa() const { return isa_name(isa_); }
 
   private:
-    static std::unique_ptr<Afg> make(const py::array& weight, const py::array& bias, const py::array& score,
-                                     const py::array& absent, const std::optional<py::array>& guide_weight, Isa isa) {
-        Afg::Shape shape{};
+    void add(const Weights& weights) {
+        const auto& [weight, bias, score, absent, guide_weight] = weights;
+        AfgGroup::Shape shape{};
         shape.width = extent("afg weight", weight, 2, 0);
         shape.dim = extent("afg weight", weight, 2, 1);
         shape.heads = extent("afg score", score, 2, 0);
@@ -62,29 +65,41 @@ class AfgKernel {
             throw py::value_error("afg weights: got width " + std::to_string(shape.dim) + " and " +
                                   std::to_string(shape.heads) + " heads, expected a multiple");
         }
-        const float* p_weight = checked<float>("afg weight", weight, {shape.width, shape.dim});
-        const float* p_bias = checked<float>("afg bias", bias, {shape.width});
-        const float* p_score = checked<float>("afg score", score, {shape.heads, shape.width});
-        const float* p_absent = checked<float>("afg absent", absent, {shape.dim});
-        const float* p_guide =
-            guide_weight ? checked<float>("afg guide_weight", *guide_weight, {shape.width, shape.guide_dim}) : nullptr;
-        return std::make_unique<Afg>(shape, p_weight, p_bias, p_score, p_absent, p_guide, isa);
+        AfgGroup::Weights pointers{};
+        pointers.weight = checked<float>("afg weight", weight, {shape.width, shape.dim});
+        pointers.bias = checked<float>("afg bias", bias, {shape.width});
+        pointers.score = checked<float>("afg score", score, {shape.heads, shape.width});
+        pointers.absent = checked<float>("afg absent", absent, {shape.dim});
+        if (guide_weight) {
+            pointers.guide_weight = checked<float>("afg guide_weight", *guide_weight, {shape.width, shape.guide_dim});
+        }
+        group_.add(shape, pointers);
+    }
+
+    static std::vector<int64_t> rising(const py::array& offsets, py::ssize_t rows) {
+        const py::ssize_t count = extent("afg offsets", offsets, 1, 0);
+        if (count < 1) throw py::value_error("afg offsets: got int64 [0], expected int64 [B + 1]");
+        const int64_t* first = checked<int64_t>("afg offsets", offsets, {count});
+        std::vector<int64_t> copy(first, first + count);
+        bool good = copy.front() == 0 && copy.back() == rows;
+        for (std::size_t b = 1; b < copy.size(); ++b) good = good && copy[b - 1] <= copy[b];
+        if (!good) {
+            throw py::value_error("afg offsets: got " + std::to_string(copy.front()) + " ... " +
+                                  std::to_string(copy.back()) + ", expected to rise from 0 to " + std::to_string(rows));
+        }
+        return copy;
     }
 
     Isa isa_;
-    std::unique_ptr<Afg> afg_;
+    AfgGroup group_;
 };
 
 }  // namespace
 
 void bind_afg(py::module_& m) {
     py::class_<AfgKernel>(m, "AfgKernel")
-        .def(py::init<const py::array&, const py::array&, const py::array&, const py::array&,
-                      const std::optional<py::array>&, const std::string&>(),
-             py::arg("weight"), py::arg("bias"), py::arg("score"), py::arg("absent"), py::arg("guide_weight"),
-             py::arg("isa"))
-        .def("run", &AfgKernel::run, py::arg("x"), py::arg("offsets"), py::arg("guide"), py::arg("out"),
-             py::arg("threads"))
+        .def(py::init<const std::vector<AfgKernel::Weights>&, const std::string&>(), py::arg("weights"), py::arg("isa"))
+        .def("run", &AfgKernel::run, py::arg("calls"), py::arg("threads"))
         .def_property_readonly("isa", &AfgKernel::isa);
 }
 

@@ -7,20 +7,12 @@ from numpy.typing import NDArray
 
 _Bytes = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
+_AfgWeights = tuple[_Floats, _Floats, _Floats, _Floats, _Floats | None]  # as in merfast.ops.afg.AFGWeights
+_AfgCall = tuple[_Floats, NDArray[np.int64], _Floats | None, _Floats]  # x, offsets, guide, out
 
 class AfgKernel:
-    def __init__(
-        self,
-        weight: _Floats,
-        bias: _Floats,
-        score: _Floats,
-        absent: _Floats,
-        guide_weight: _Floats | None,
-        isa: str,
-    ) -> None: ...
-    def run(
-        self, x: _Floats, offsets: NDArray[np.int64], guide: _Floats | None, out: NDArray[Any], threads: int
-    ) -> None: ...
+    def __init__(self, weights: Sequence[_AfgWeights], isa: str) -> None: ...
+    def run(self, calls: Sequence[_AfgCall], threads: int) -> None: ...
     @property
     def isa(self) -> str: ...
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from merfast import _C
 from merfast.errors import UnavailableError
 from merfast.ops import afg_cpu
-from merfast.ops.afg import AFGWeights, afg
+from merfast.ops.afg import AFGWeights, Gathering, afg
 
 F = np.float32
 ISAS = afg_cpu.isas()
@@ -35,13 +35,13 @@ def double(weights: AFGWeights) -> AFGWeights:
 
 
 def kernel_of(weights: AFGWeights, isa: str) -> _C.AfgKernel:
-    return _C.AfgKernel(*[w if w is None else w.numpy() for w in weights], isa)
+    return _C.AfgKernel([tuple(w if w is None else w.numpy() for w in weights)], isa)  # type: ignore[arg-type]
 
 
 def run(kernel: _C.AfgKernel, x: Tensor, offsets: Tensor, guide: Tensor | None = None, threads: int = 1) -> Tensor:
     """Straight through the binding, into an output full of NaN."""
     out = np.full((len(offsets) - 1, x.shape[1]), np.nan, np.float32)
-    kernel.run(x.numpy(), offsets.numpy(), None if guide is None else guide.numpy(), out, threads)
+    kernel.run([(x.numpy(), offsets.numpy(), None if guide is None else guide.numpy(), out)], threads)
     return torch.from_numpy(out)
 
 
@@ -105,6 +105,35 @@ def test_result_does_not_depend_on_the_batch_or_the_threads(isa: str) -> None:
         assert torch.equal(alone[0], together[b]), f"set {b} of {lengths[b]} rows"
 
 
+GROUPS = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from([0, 1, 2, 17, 64, 65, 257, 600]), max_size=5),
+        st.integers(1, 5),  # heads
+        st.integers(1, 40),  # columns of a head
+        st.integers(1, 90),  # A
+        st.sampled_from([0, 0, 1, 24]),  # G
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@each_isa
+@settings(max_examples=25, deadline=None)
+@given(shapes=GROUPS, threads=st.sampled_from([1, 2, 5]))
+def test_group_gives_what_each_gathering_gives(isa: str, shapes: list[Any], threads: int) -> None:
+    """To the bit, whatever stands beside it; rows, sets, shapes and guides differ within a group."""
+    inputs = []
+    for seed, (lengths, heads, part, width, guide_dim) in enumerate(shapes):
+        x, offsets, weights, guide = make(lengths, heads * part, width, heads, guide_dim, seed)
+        inputs.append((Gathering(x.float(), offsets, None if guide is None else guide.float()), single(weights)))
+    group = afg_cpu.prepare_group([weights for _, weights in inputs], isa=isa, threads=threads)
+    together = group([call for call, _ in inputs])
+    assert len(together) == len(inputs)
+    for got, (call, weights) in zip(together, inputs, strict=True):
+        assert torch.equal(got, run(kernel_of(weights, isa), *call))
+
+
 @each_isa
 def test_one_kernel_in_many_threads(isa: str) -> None:
     _, _, weights, _ = make([1], 192, 65, 3)
@@ -120,15 +149,20 @@ def test_one_kernel_in_many_threads(isa: str) -> None:
                 assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize(("rows", "threads", "helped"), [(4000, 2, True), (4000, 1, False), (100, 2, False)])
-def test_threads_help_when_asked_and_worth_it(rows: int, threads: int, helped: bool) -> None:
+@pytest.mark.parametrize(
+    ("rows", "count", "threads", "helped"),
+    [(4000, 1, 2, True), (4000, 1, 1, False), (100, 1, 2, False), (100, 40, 2, True)],
+    ids=["large", "not-asked", "small", "small-but-many"],
+)
+def test_threads_help_when_asked_and_worth_it(rows: int, count: int, threads: int, helped: bool) -> None:
     """Processor time that the process used and the calling thread did not is the helpers'."""
     x, offsets, weights, _ = make([rows], 192, 130, 3)
-    x, kernel = x.float(), kernel_of(single(weights), "generic")
+    group = afg_cpu.prepare_group([single(weights)] * count, isa="generic", threads=threads)
+    calls = [Gathering(x.float(), offsets)] * count
     total = own = 0.0
-    for _ in range(400_000 // rows):
+    for _ in range(400_000 // (rows * count)):
         process, thread = time.process_time(), time.thread_time()
-        run(kernel, x, offsets, threads=threads)
+        group(calls)
         own += time.thread_time() - thread
         total += time.process_time() - process
     assert (total - own > 0.2 * own) == helped
@@ -154,7 +188,7 @@ def test_nothing_beyond_the_ends_is_touched(isa: str, part: int) -> None:
     assert guide is not None
     x, guide, kernel = x.float(), guide.float(), kernel_of(single(weights), isa)
     out = before_forbidden_page(torch.full((4, 3 * part), torch.nan))
-    kernel.run(before_forbidden_page(x), offsets.numpy(), before_forbidden_page(guide), out, 1)
+    kernel.run([(before_forbidden_page(x), offsets.numpy(), before_forbidden_page(guide), out)], 1)
     assert torch.equal(torch.from_numpy(out), run(kernel, x, offsets, guide))
 
 
@@ -252,6 +286,48 @@ def test_prepare_refuses_what_the_reference_refuses(case: str) -> None:
         afg_cpu.prepare(single(weights))(x.float(), offsets, None if guide is None else guide.float())
 
 
+def test_group_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, offsets, weights, guide = make([3, 0, 5], 12, 7, 2, 4)
+    assert guide is not None
+    seen: list[int] = []
+
+    class Recorded:
+        def __init__(self, *arguments: Any) -> None:
+            self.kernel = original(*arguments)
+
+        def run(self, calls: Any, threads: int) -> None:
+            seen.append(len(calls))
+            self.kernel.run(calls, threads)
+
+    original = _C.AfgKernel
+    monkeypatch.setattr(_C, "AfgKernel", Recorded)
+    afg_cpu.prepare_group([single(weights)] * 3)([Gathering(x.float(), offsets, guide.float())] * 3)
+    assert seen == [3]
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_group_refuses_a_bad_gathering_beside_a_good_one(case: str) -> None:
+    (x, offsets, weights, guide), message = BAD[case]
+    good = make([3], 4, 3, 2)
+    with pytest.raises(ValueError, match=message):
+        afg_cpu.prepare_group([single(good[2]), single(weights)])(
+            [
+                Gathering(good[0].float(), good[1]),
+                Gathering(x.float(), offsets, None if guide is None else guide.float()),
+            ]
+        )
+
+
+def test_group_refuses_another_number_of_gatherings() -> None:
+    x, offsets, weights, _ = make([3], 4, 3, 2)
+    with pytest.raises(ValueError, match="afg: got 2 gatherings, expected 1"):
+        afg_cpu.prepare_group([single(weights)])([Gathering(x.float(), offsets)] * 2)
+    with pytest.raises(ValueError, match="afg: got 0 gatherings, expected 1"):
+        kernel_of(single(weights), "auto").run([], 1)
+    with pytest.raises(ValueError, match="afg weights: got none, expected those of at least one gathering"):
+        afg_cpu.prepare_group([])
+
+
 def test_prepare_refuses_other_types_and_kernels() -> None:
     x, offsets, weights, _ = make([3], 4, 3, 2)
     with pytest.raises(ValueError, match=r"afg weight: got torch.float64 on cpu, expected torch.float32 on cpu"):
@@ -300,9 +376,13 @@ def test_binding_refuses(case: str) -> None:
         "threads": 1,
     }
     kernel = kernel_of(single(weights), "auto")
-    kernel.run(**arguments)
+
+    def run(threads: int, **call: Any) -> None:
+        kernel.run([tuple(call.values())], threads)  # type: ignore[list-item]
+
+    run(**arguments)
     with pytest.raises(ValueError, match=message):
-        kernel.run(**(arguments | change))
+        run(**(arguments | change))
 
 
 def test_binding_refuses_a_read_only_output_and_bad_weights() -> None:
@@ -310,7 +390,7 @@ def test_binding_refuses_a_read_only_output_and_bad_weights() -> None:
     out = np.zeros((1, 4), F)
     out.flags.writeable = False
     with pytest.raises(ValueError, match="out: got a read-only array"):
-        kernel_of(single(weights), "auto").run(np.zeros((3, 4), F), np.array([0, 3]), None, out, 1)
+        kernel_of(single(weights), "auto").run([(np.zeros((3, 4), F), np.array([0, 3]), None, out)], 1)
     with pytest.raises(ValueError, match=r"isa: got 'neon', expected auto, .*generic"):
         kernel_of(single(weights), "neon")
     with pytest.raises(ValueError, match=r"bias: got float32 \[4\], expected float32 \[3\]"):
