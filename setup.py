@@ -11,10 +11,13 @@ from setuptools import setup
 # Contraction off: a multiply-add is fused where the source says so and nowhere else, so that a row's result does not
 # depend on which copy of an unrolled loop the compiler put it through.
 FLAGS = ["-O3", "-ffp-contract=off", "-Wall", "-Wextra"]
+AVX2 = ["-mavx2", "-mfma"]
+# GCC 12 warns of its own _mm512_undefined_ps() (bug 105593).
+AVX512 = [*AVX2, "-mavx512f", "-Wno-maybe-uninitialized"]
 ISA_FLAGS = {
-    "avx2": ["-mavx2", "-mfma"],
-    # GCC 12 warns of its own _mm512_undefined_ps() (bug 105593).
-    "avx512": ["-mavx512f", "-mavx2", "-mfma", "-Wno-maybe-uninitialized"],
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512bf16": [*AVX512, "-mavx512bw", "-mavx512vl", "-mavx512bf16"],
 }
 X86 = platform.machine() == "x86_64"
 BY_ISA = {isa: sorted(glob(f"csrc/*_{isa}.cpp")) for isa in ISA_FLAGS}

@@ -9,13 +9,17 @@
 namespace merfast {
 namespace {
 
-constexpr int64_t kBlockFloats = 65536;  // 256 KiB of x, a quarter of the L2 of the machine this was tuned on
+constexpr int64_t kBlockBytes = 262144;  // of x: a quarter of the L2 of the machine this was tuned on
 
 // Starting and joining a thread takes 20 to 50 us, and its core starts cold: two threads were faster than one from
 // about 30 MFLOP on (AVX-512, D = 128, A = 64).
 constexpr double kFlopsPerThread = 4e7;
 
-const AfgIsa& kernels_for(Isa isa) {
+template <class E>
+const AfgIsa<E>& kernels_for(Isa isa);
+
+template <>
+const AfgIsa<float>& kernels_for<float>(Isa isa) {
 #ifdef MERFAST_X86
     if (isa == Isa::avx512) return afg_avx512();
     if (isa == Isa::avx2) return afg_avx2();
@@ -24,18 +28,30 @@ const AfgIsa& kernels_for(Isa isa) {
     return afg_generic();
 }
 
+#ifdef MERFAST_X86
+template <>
+const AfgIsa<uint16_t>& kernels_for<uint16_t>(Isa) {
+    return afg_avx512bf16();
+}
+#endif
+
 int64_t round_up(int64_t value, int64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
 // [width, depth] in panels, see AfgPacked.
-AlignedFloats pack(const float* weight, int64_t width, int64_t padded, int64_t depth, int64_t panel) {
-    AlignedFloats packed = aligned_floats(padded * depth);
-    float* to = packed.get();
+template <class E>
+Aligned<E> pack(const AfgIsa<E>& isa, const E* weight, int64_t width, int64_t padded, int64_t depth) {
+    const int64_t panel = int64_t{isa.panel} * isa.lanes;
+    Aligned<E> packed = aligned<E>(padded * round_up(depth, isa.step));
+    E* to = packed.get();
     for (int64_t first = 0; first < padded; first += panel) {
         const int64_t end = std::min(first + panel, padded);
-        for (int64_t k = 0; k < depth; ++k) {
-            for (int64_t a = first; a < end; ++a) *to++ = a < width ? weight[a * depth + k] : 0.0f;
+        for (int64_t k = 0; k < depth; k += isa.step) {
+            for (int64_t a = first; a < end; ++a) {
+                for (int64_t i = k; i < k + isa.step; ++i)
+                    *to++ = a < width && i < depth ? weight[a * depth + i] : E{0};
+            }
         }
     }
     return packed;
@@ -53,18 +69,19 @@ AlignedFloats pad(const float* rows, int64_t count, int64_t width, int64_t padde
 }
 
 // Floats of a span's running softmax.
-int64_t state_floats(const AfgGroup::Shape& shape) {
+int64_t state_floats(const AfgShape& shape) {
     return 2 * shape.heads + shape.dim;
 }
 
-double flops(const AfgGroup::Shape& shape, int64_t rows) {
+double flops(const AfgShape& shape, int64_t rows) {
     return 2.0 * static_cast<double>(rows) * static_cast<double>(shape.dim) * static_cast<double>(shape.width);
 }
 
 }  // namespace
 
 // What the threads share out: consecutive spans of one gathering.
-struct AfgGroup::Plan {
+template <class E>
+struct AfgGroup<E>::Plan {
     struct Piece {
         std::size_t member, first, count;
     };
@@ -74,25 +91,26 @@ struct AfgGroup::Plan {
     int workers = 1;
 };
 
-AfgGroup::AfgGroup(Isa isa) : isa_(&kernels_for(isa)) {}
+template <class E>
+AfgGroup<E>::AfgGroup(Isa isa) : isa_(&kernels_for<E>(isa)) {}
 
-void AfgGroup::add(const Shape& shape, const Weights& weights) {
-    const int64_t panel = int64_t{isa_->panel} * isa_->lanes;
+template <class E>
+void AfgGroup<E>::add(const AfgShape& shape, const Weights& weights) {
     const int64_t padded = round_up(shape.width, isa_->lanes);
     Member made;
     made.shape = shape;
-    made.weight = pack(weights.weight, shape.width, padded, shape.dim, panel);
-    if (weights.guide_weight) made.guide = pack(weights.guide_weight, shape.width, padded, shape.guide_dim, panel);
+    made.weight = pack(*isa_, weights.weight, shape.width, padded, shape.dim);
+    if (weights.guide_weight) made.guide = pack(*isa_, weights.guide_weight, shape.width, padded, shape.guide_dim);
     made.bias = pad(weights.bias, 1, shape.width, padded);
     made.score = pad(weights.score, shape.heads, shape.width, padded);
     made.absent.assign(weights.absent, weights.absent + shape.dim);
-    AfgPacked& packed = made.packed;
+    AfgPacked<E>& packed = made.packed;
     packed.dim = shape.dim;
     packed.width = shape.width;
     packed.padded = padded;
     packed.heads = shape.heads;
     packed.guide_dim = shape.guide_dim;
-    packed.block_rows = std::clamp<int64_t>(kBlockFloats / shape.dim, 16, kMaxBlockRows);
+    packed.block_rows = std::clamp<int64_t>(kBlockBytes / (shape.dim * int64_t{sizeof(E)}), 16, kMaxBlockRows);
     packed.chunk_rows = std::min<int64_t>(packed.block_rows, 64);
     packed.weight = made.weight.get();
     packed.guide = made.guide.get();
@@ -103,7 +121,8 @@ void AfgGroup::add(const Shape& shape, const Weights& weights) {
     members_.push_back(std::move(made));
 }
 
-AlignedFloats AfgGroup::take_scratch() const {
+template <class E>
+AlignedFloats AfgGroup<E>::take_scratch() const {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (!spare_.empty()) {
@@ -115,12 +134,14 @@ AlignedFloats AfgGroup::take_scratch() const {
     return aligned_floats(scratch_floats_);
 }
 
-void AfgGroup::give_scratch(AlignedFloats scratch) const {
+template <class E>
+void AfgGroup<E>::give_scratch(AlignedFloats scratch) const {
     const std::lock_guard<std::mutex> lock(mutex_);
     spare_.push_back(std::move(scratch));
 }
 
-AfgGroup::Plan AfgGroup::plan(const std::vector<Call>& calls, int threads) const {
+template <class E>
+typename AfgGroup<E>::Plan AfgGroup<E>::plan(const std::vector<Call>& calls, int threads) const {
     std::size_t count = 0;
     int64_t floats = 0;
     double total = 0;
@@ -162,12 +183,13 @@ AfgGroup::Plan AfgGroup::plan(const std::vector<Call>& calls, int threads) const
     return made;
 }
 
-void AfgGroup::run(const std::vector<Call>& calls, int threads) const {
+template <class E>
+void AfgGroup<E>::run(const std::vector<Call>& calls, int threads) const {
     const Plan plan = this->plan(calls, threads);
     std::atomic<std::size_t> next{0};
     const auto work = [&](float* scratch) {
         for (std::size_t p; (p = next.fetch_add(1)) < plan.pieces.size();) {
-            const Plan::Piece& piece = plan.pieces[p];
+            const auto& piece = plan.pieces[p];
             const Call& call = calls[piece.member];
             isa_->gather(members_[piece.member].packed, call.x, call.guide, &plan.spans[piece.first],
                          static_cast<int64_t>(piece.count), call.out, scratch);
@@ -195,12 +217,17 @@ void AfgGroup::run(const std::vector<Call>& calls, int threads) const {
         for (int64_t b = 0; b < call.sets; ++b) {
             const int64_t rows = call.offsets[b + 1] - call.offsets[b];
             const int64_t spans = (rows + kSpanRows - 1) / kSpanRows;
-            float* out = call.out + b * shape(i).dim;
+            E* out = call.out + b * shape(i).dim;
             if (spans == 0) std::copy(members_[i].absent.begin(), members_[i].absent.end(), out);
             if (spans > 1) isa_->merge(members_[i].packed, span, spans, out);
             span += spans;
         }
     }
 }
+
+template class AfgGroup<float>;
+#ifdef MERFAST_X86
+template class AfgGroup<uint16_t>;
+#endif
 
 }  // namespace merfast

@@ -3,8 +3,8 @@
 
 namespace merfast {
 
-const AfgIsa& afg_generic() {
-    static constexpr AfgIsa isa{Vec::lanes, Vec::panel, gather<Vec>, merge<Vec>};
+const AfgIsa<float>& afg_generic() {
+    static constexpr AfgIsa<float> isa = afg_isa<Vec, Columns<Vec>>();
     return isa;
 }
 

@@ -10,20 +10,22 @@ namespace merfast {
 constexpr int64_t kSpanRows = 256;
 constexpr int kMaxBlockRows = 128;
 
-// Widths of one gathering and its weights in panels: panel p holds vectors [p * panel, ...) of the attention
-// width for each input column in turn, zero beyond A; so the inner loop reads it in a straight line.
+// Widths of one gathering and its weights in panels: panel p holds vectors [p * panel, ...) of the attention width for
+// each group of `step` input columns in turn, zero beyond A and D; so the inner loop reads it in a straight line. E is
+// the type of inputs, weights and results: float, or uint16_t for the bits of bf16.
+template <class E>
 struct AfgPacked {
-    int64_t dim;          // D
-    int64_t width;        // A
-    int64_t padded;       // A rounded up to whole vectors
-    int64_t heads;        // H, divides D
-    int64_t guide_dim;    // G, 0 without a guide
-    int64_t block_rows;   // rows projected together: what stays in L2 until it is gathered
-    int64_t chunk_rows;   // rows per softmax step, counted from the start of a set; at most block_rows
-    const float* weight;  // panels of [A, D]
-    const float* guide;   // panels of [A, G], or null
-    const float* bias;    // [padded]
-    const float* score;   // [H, padded]
+    int64_t dim;         // D
+    int64_t width;       // A
+    int64_t padded;      // A rounded up to whole vectors
+    int64_t heads;       // H, divides D
+    int64_t guide_dim;   // G, 0 without a guide
+    int64_t block_rows;  // rows projected together: what stays in L2 until it is gathered
+    int64_t chunk_rows;  // rows per softmax step, counted from the start of a set; at most block_rows
+    const E* weight;     // panels of [A, D]
+    const E* guide;      // panels of [A, G], or null
+    const float* bias;   // [padded]
+    const float* score;  // [H, padded]
 };
 
 // Rows [begin, end) of one set. Where the set has more rows than these, `state` keeps what merging them needs: maximum
@@ -34,22 +36,25 @@ struct AfgSpan {
     float* state;  // null where the span is the whole set
 };
 
+template <class E>
 struct AfgIsa {
     int lanes;  // floats per vector
     int panel;  // vectors per panel
+    int step;   // columns per multiply-add
     // Gathers consecutive spans of x [N, D]; guide is [B, G] or null. Whole sets go into out [B, D]. Scratch, aligned
     // to 64 bytes, holds projected rows [block_rows, padded], energies [H, kMaxBlockRows], the state of a whole set [2
     // H + D] and, with a guide, its terms [block_rows, padded].
-    void (*gather)(const AfgPacked& packed, const float* x, const float* guide, const AfgSpan* spans, int64_t count,
-                   float* out, float* scratch);
+    void (*gather)(const AfgPacked<E>& packed, const E* x, const E* guide, const AfgSpan* spans, int64_t count, E* out,
+                   float* scratch);
     // Folds all spans of one set into the first, in order, and divides into out [D].
-    void (*merge)(const AfgPacked& packed, const AfgSpan* spans, int64_t count, float* out);
+    void (*merge)(const AfgPacked<E>& packed, const AfgSpan* spans, int64_t count, E* out);
 };
 
-const AfgIsa& afg_generic();
+const AfgIsa<float>& afg_generic();
 #ifdef MERFAST_X86
-const AfgIsa& afg_avx2();
-const AfgIsa& afg_avx512();
+const AfgIsa<float>& afg_avx2();
+const AfgIsa<float>& afg_avx512();
+const AfgIsa<uint16_t>& afg_avx512bf16();
 #endif
 
 }  // namespace merfast

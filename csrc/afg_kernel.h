@@ -19,8 +19,8 @@ struct Chunk {
 };
 
 // tanh of each row in place; lanes beyond A are zeroed, since an infinite x makes their 0 * x a NaN.
-template <class V>
-inline void activate(const AfgPacked& packed, int64_t rows, float* hidden) {
+template <class V, class E>
+inline void activate(const AfgPacked<E>& packed, int64_t rows, float* hidden) {
     const int64_t tail = packed.width % V::lanes;
     const int64_t full = packed.width - tail;
     for (int64_t r = 0; r < rows; ++r, hidden += packed.padded) {
@@ -30,9 +30,9 @@ inline void activate(const AfgPacked& packed, int64_t rows, float* hidden) {
 }
 
 // energy[h][r] for C heads.
-template <class V, int C>
-inline void score_heads(const AfgPacked& packed, const float* score, const float* hidden, int64_t rows, float* energy,
-                        int64_t stride) {
+template <class V, int C, class E>
+inline void score_heads(const AfgPacked<E>& packed, const float* score, const float* hidden, int64_t rows,
+                        float* energy, int64_t stride) {
     for (int64_t r = 0; r < rows; ++r, hidden += packed.padded) {
         typename V::T sum[C];
 #pragma GCC unroll 4
@@ -47,8 +47,8 @@ inline void score_heads(const AfgPacked& packed, const float* score, const float
     }
 }
 
-template <class V>
-inline void score_rows(const AfgPacked& packed, const float* hidden, int64_t rows, float* energy, int64_t stride) {
+template <class V, class E>
+inline void score_rows(const AfgPacked<E>& packed, const float* hidden, int64_t rows, float* energy, int64_t stride) {
     for (int64_t h = 0; h < packed.heads; h += 4) {
         const float* score = packed.score + h * packed.padded;
         float* target = energy + h * stride;
@@ -70,12 +70,12 @@ inline void score_rows(const AfgPacked& packed, const float* hidden, int64_t row
 
 // z[0 : C vectors] = scale z + sum over rows of weight x; the rows go round robin to enough sums to hide the
 // latency of an addition. A null scale starts z. With Part, C is 1 and only `part` lanes exist.
-template <class V, int C, bool Part>
-inline void weigh_columns(const float* x, int64_t stride, const float* weight, int64_t rows, const float* scale,
-                          float* z, int64_t part) {
+template <class V, int C, bool Part, class E>
+inline void weigh_columns(const E* x, int64_t stride, const float* weight, int64_t rows, const float* scale, float* z,
+                          int64_t part) {
     constexpr int kSums = C < 8 ? 8 / C : 1;
     using T = typename V::T;
-    const auto load = [part](const float* p) {
+    const auto load = [part](const auto* p) {
         if constexpr (Part)
             return V::load_part(p, part, 0.0f);
         else
@@ -117,8 +117,8 @@ inline void weigh_columns(const float* x, int64_t stride, const float* weight, i
     }
 }
 
-template <class V>
-inline void weigh(const float* x, int64_t stride, const float* weight, int64_t rows, const float* scale, float* z,
+template <class V, class E>
+inline void weigh(const E* x, int64_t stride, const float* weight, int64_t rows, const float* scale, float* z,
                   int64_t columns) {
     int64_t d = 0;
     for (; d + 4 * V::lanes <= columns; d += 4 * V::lanes) {
@@ -138,8 +138,8 @@ inline float exp_one(float value) {
     return V::first(exp_negative<V>(V::set1(value)));
 }
 
-template <class V>
-inline void divide(const float* z, float by, int64_t count, float* out) {
+template <class V, class E>
+inline void divide(const float* z, float by, int64_t count, E* out) {
     const typename V::T total = V::set1(by);
     int64_t d = 0;
     for (; d + V::lanes <= count; d += V::lanes) V::store(out + d, V::div(V::load(z + d), total));
@@ -148,9 +148,9 @@ inline void divide(const float* z, float by, int64_t count, float* out) {
 
 // One softmax step of one head: energies become weights relative to the new maximum, the sums are rescaled to it.
 // A NaN energy need not reach the maximum: its weight is NaN, and so are the sums from there on.
-template <class V>
-inline void gather_head(const AfgPacked& packed, const Chunk& chunk, const float* x, float* energy, int64_t head,
-                        float* out, float* state) {
+template <class V, class E>
+inline void gather_head(const AfgPacked<E>& packed, const Chunk& chunk, const E* x, float* energy, int64_t head, E* out,
+                        float* state) {
     const AfgSpan& span = *chunk.span;
     float& kept_top = state[head];
     float& kept_total = state[packed.heads + head];
@@ -181,10 +181,10 @@ inline void gather_head(const AfgPacked& packed, const Chunk& chunk, const float
 }
 
 // Guide terms of the sets in a block, with the bias, one row each; init gets the row of each x row's set.
-template <class V>
-inline void guide_terms(const AfgPacked& packed, const float* guide, const Chunk* chunks, int64_t count, float* terms,
+template <class V, class P, class E>
+inline void guide_terms(const AfgPacked<E>& packed, const E* guide, const Chunk* chunks, int64_t count, float* terms,
                         const float** init) {
-    const float* rows[kMaxBlockRows];
+    const E* rows[kMaxBlockRows];
     const float* bias[kMaxBlockRows];
     int64_t sets = 0;
     for (int64_t i = 0; i < count; ++i) {
@@ -194,18 +194,18 @@ inline void guide_terms(const AfgPacked& packed, const float* guide, const Chunk
         }
         for (int64_t t = 0; t < chunks[i].rows; ++t) init[chunks[i].row + t] = terms + (sets - 1) * packed.padded;
     }
-    project<V>(packed.guide, packed.guide_dim, packed.padded, rows, bias, sets, terms);
+    project<V, P>(packed.guide, packed.guide_dim, packed.padded, rows, bias, sets, terms);
 }
 
-template <class V>
-void gather(const AfgPacked& packed, const float* x, const float* guide, const AfgSpan* spans, int64_t count,
-            float* out, float* scratch) {
+template <class V, class P, class E = typename P::Element>
+void gather(const AfgPacked<E>& packed, const E* x, const E* guide, const AfgSpan* spans, int64_t count, E* out,
+            float* scratch) {
     const int64_t stride = kMaxBlockRows;
     float* hidden = scratch;
     float* energy = hidden + packed.block_rows * packed.padded;
     float* own_state = energy + packed.heads * stride;  // of the whole set at hand: they come one after another
     float* terms = own_state + 2 * packed.heads + packed.dim;
-    const float* rows[kMaxBlockRows];
+    const E* rows[kMaxBlockRows];
     const float* init[kMaxBlockRows];
     Chunk chunks[kMaxBlockRows];
     const AfgSpan* span = spans;
@@ -225,8 +225,8 @@ void gather(const AfgPacked& packed, const float* x, const float* guide, const A
             }
             if (at == span->end) ++span;  // the next one begins where this one ends
         }
-        if (guide) guide_terms<V>(packed, guide, chunks, parts, terms, init);
-        project<V>(packed.weight, packed.dim, packed.padded, rows, init, filled, hidden);
+        if (guide) guide_terms<V, P>(packed, guide, chunks, parts, terms, init);
+        project<V, P>(packed.weight, packed.dim, packed.padded, rows, init, filled, hidden);
         activate<V>(packed, filled, hidden);
         score_rows<V>(packed, hidden, filled, energy, stride);
         for (int64_t i = 0; i < parts; ++i) {
@@ -238,8 +238,8 @@ void gather(const AfgPacked& packed, const float* x, const float* guide, const A
     }
 }
 
-template <class V>
-void merge(const AfgPacked& packed, const AfgSpan* spans, int64_t count, float* out) {
+template <class V, class E>
+void merge(const AfgPacked<E>& packed, const AfgSpan* spans, int64_t count, E* out) {
     const int64_t columns = packed.dim / packed.heads;
     for (int64_t h = 0; h < packed.heads; ++h) {
         const auto total_of = [&](int64_t s) { return spans[s].state[packed.heads + h]; };
@@ -258,6 +258,11 @@ void merge(const AfgPacked& packed, const AfgSpan* spans, int64_t count, float* 
         }
         divide<V>(z, total, columns, out + h * columns);
     }
+}
+
+template <class V, class P>
+constexpr AfgIsa<typename P::Element> afg_isa() {
+    return {V::lanes, V::panel, P::step, gather<V, P>, merge<V>};
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 namespace merfast {
 namespace {
 
+template <class E>
 class AfgKernel {
   public:
     // weight, bias, score, absent, guide_weight
@@ -15,7 +16,8 @@ class AfgKernel {
     // x, offsets, guide, out
     using Call = std::tuple<py::array, py::array, std::optional<py::array>, py::array>;
 
-    AfgKernel(const std::vector<Weights>& weights, const std::string& isa) : isa_(find_isa(isa)), group_(isa_) {
+    AfgKernel(const std::vector<Weights>& weights, const std::string& isa)
+        : isa_(find_isa(isa, !std::is_same_v<E, float>)), group_(isa_) {
         for (const Weights& each : weights) add(each);
     }
 
@@ -27,10 +29,10 @@ class AfgKernel {
         }
         // Copies: another thread may write to the arrays once the GIL is released, after these were checked.
         std::vector<std::vector<int64_t>> bounds(calls.size());
-        std::vector<AfgGroup::Call> arguments;
+        std::vector<typename AfgGroup<E>::Call> arguments;
         for (std::size_t i = 0; i < calls.size(); ++i) {
             auto& [x, offsets, guide, out] = calls[i];
-            const AfgGroup::Shape& shape = group_.shape(i);
+            const AfgShape& shape = group_.shape(i);
             bounds[i] = rising(offsets, extent("afg x", x, 2, 0));
             const auto sets = static_cast<py::ssize_t>(bounds[i].size()) - 1;
             if (guide.has_value() != (shape.guide_dim > 0)) {
@@ -38,11 +40,11 @@ class AfgKernel {
                                       " with guide_weight=" + (guide ? "False" : "True") +
                                       ", expected both or neither");
             }
-            checked<float>("afg out", out, {sets, shape.dim});
+            checked<E>("afg out", out, {sets, shape.dim});
             if (!out.writeable()) throw py::value_error("afg out: got a read-only array, expected a writeable one");
-            arguments.push_back({checked<float>("afg x", x, {x.shape(0), shape.dim}), bounds[i].data(), sets,
-                                 guide ? checked<float>("afg guide", *guide, {sets, shape.guide_dim}) : nullptr,
-                                 static_cast<float*>(out.mutable_data())});
+            arguments.push_back({checked<E>("afg x", x, {x.shape(0), shape.dim}), bounds[i].data(), sets,
+                                 guide ? checked<E>("afg guide", *guide, {sets, shape.guide_dim}) : nullptr,
+                                 static_cast<E*>(out.mutable_data())});
         }
         const py::gil_scoped_release release;
         group_.run(arguments, threads);
@@ -53,7 +55,7 @@ class AfgKernel {
   private:
     void add(const Weights& weights) {
         const auto& [weight, bias, score, absent, guide_weight] = weights;
-        AfgGroup::Shape shape{};
+        AfgShape shape{};
         shape.width = extent("afg weight", weight, 2, 0);
         shape.dim = extent("afg weight", weight, 2, 1);
         shape.heads = extent("afg score", score, 2, 0);
@@ -65,13 +67,13 @@ class AfgKernel {
             throw py::value_error("afg weights: got width " + std::to_string(shape.dim) + " and " +
                                   std::to_string(shape.heads) + " heads, expected a multiple");
         }
-        AfgGroup::Weights pointers{};
-        pointers.weight = checked<float>("afg weight", weight, {shape.width, shape.dim});
+        typename AfgGroup<E>::Weights pointers{};
+        pointers.weight = checked<E>("afg weight", weight, {shape.width, shape.dim});
         pointers.bias = checked<float>("afg bias", bias, {shape.width});
         pointers.score = checked<float>("afg score", score, {shape.heads, shape.width});
-        pointers.absent = checked<float>("afg absent", absent, {shape.dim});
+        pointers.absent = checked<E>("afg absent", absent, {shape.dim});
         if (guide_weight) {
-            pointers.guide_weight = checked<float>("afg guide_weight", *guide_weight, {shape.width, shape.guide_dim});
+            pointers.guide_weight = checked<E>("afg guide_weight", *guide_weight, {shape.width, shape.guide_dim});
         }
         group_.add(shape, pointers);
     }
@@ -91,16 +93,26 @@ class AfgKernel {
     }
 
     Isa isa_;
-    AfgGroup group_;
+    AfgGroup<E> group_;
 };
+
+template <class E>
+void bind(py::module_& m, const char* name) {
+    using Kernel = AfgKernel<E>;
+    py::class_<Kernel>(m, name)
+        .def(py::init<const std::vector<typename Kernel::Weights>&, const std::string&>(), py::arg("weights"),
+             py::arg("isa"))
+        .def("run", &Kernel::run, py::arg("calls"), py::arg("threads"))
+        .def_property_readonly("isa", &Kernel::isa);
+}
 
 }  // namespace
 
 void bind_afg(py::module_& m) {
-    py::class_<AfgKernel>(m, "AfgKernel")
-        .def(py::init<const std::vector<AfgKernel::Weights>&, const std::string&>(), py::arg("weights"), py::arg("isa"))
-        .def("run", &AfgKernel::run, py::arg("calls"), py::arg("threads"))
-        .def_property_readonly("isa", &AfgKernel::isa);
+    bind<float>(m, "AfgKernel");
+#ifdef MERFAST_X86
+    bind<uint16_t>(m, "AfgBf16Kernel");
+#endif
 }
 
 }  // namespace merfast

@@ -10,7 +10,7 @@
 
 namespace merfast {
 
-enum class Isa { generic, avx2, avx512 };
+enum class Isa { generic, avx2, avx512, avx512bf16 };
 
 namespace {
 

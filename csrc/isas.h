@@ -8,11 +8,11 @@
 
 namespace merfast {
 
-// Their names, best first.
-std::vector<std::string> isas();
+// Their names, best first: for fp32, or for bf16, which not every machine has one for.
+std::vector<std::string> isas(bool bf16 = false);
 
-// The one of that name, or the best for "auto"; throws std::invalid_argument when it is not among isas().
-Isa find_isa(const std::string& name);
+// The one of that name, or the best for "auto"; throws std::invalid_argument when it is not among isas(bf16).
+Isa find_isa(const std::string& name, bool bf16 = false);
 
 const char* isa_name(Isa isa);
 

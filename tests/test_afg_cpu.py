@@ -13,48 +13,70 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_afg import BAD, make
+from test_afg import make
 from torch import Tensor
 
 from merfast import _C
-from merfast.errors import UnavailableError
 from merfast.ops import afg_cpu
 from merfast.ops.afg import AFGWeights, Gathering, afg
 
-F = np.float32
-ISAS = afg_cpu.isas()
-each_isa = pytest.mark.parametrize("isa", ISAS)
+BF16 = pytest.param(
+    "avx512bf16",
+    marks=pytest.mark.skipif(not afg_cpu.isas(torch.bfloat16), reason="this CPU has no AVX512_BF16"),
+)
+each_fp32_isa = pytest.mark.parametrize("isa", afg_cpu.isas())
+each_isa = pytest.mark.parametrize("isa", [*afg_cpu.isas(), BF16])
+Inputs = tuple[Tensor, Tensor, AFGWeights, Tensor | None]
 
 
-def single(weights: AFGWeights) -> AFGWeights:
-    return AFGWeights(*[w if w is None else w.float() for w in weights])
+def dtype_of(isa: str) -> torch.dtype:
+    return torch.bfloat16 if isa.endswith("bf16") else torch.float32
 
 
-def double(weights: AFGWeights) -> AFGWeights:
-    return AFGWeights(*[w if w is None else w.double() for w in weights])
+def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    x, offsets, weights, guide = inputs
+    converted = AFGWeights(*[w if w is None else w.to(dtype) for w in weights])
+    return x.to(dtype), offsets, converted, None if guide is None else guide.to(dtype)
 
 
-def kernel_of(weights: AFGWeights, isa: str) -> _C.AfgKernel:
-    return _C.AfgKernel([tuple(w if w is None else w.numpy() for w in weights)], isa)  # type: ignore[arg-type]
+def bits(value: Tensor) -> np.ndarray:
+    """NumPy has no bf16: the kernels take its bits."""
+    return (value.view(torch.uint16) if value.dtype == torch.bfloat16 else value).numpy()
 
 
-def run(kernel: _C.AfgKernel, x: Tensor, offsets: Tensor, guide: Tensor | None = None, threads: int = 1) -> Tensor:
-    """Straight through the binding, into an output full of NaN."""
-    out = np.full((len(offsets) - 1, x.shape[1]), np.nan, np.float32)
-    kernel.run([(x.numpy(), offsets.numpy(), None if guide is None else guide.numpy(), out)], threads)
-    return torch.from_numpy(out)
+def kernel_of(weights: AFGWeights, isa: str) -> Any:
+    """Straight from the binding; weights of the kernel's dtype."""
+    arrays = [None if w is None else bits(w) for w in weights]
+    arrays[1:3] = [weights.bias.float().numpy(), weights.score.float().numpy()]
+    kernel = _C.AfgBf16Kernel if weights.weight.dtype == torch.bfloat16 else _C.AfgKernel
+    return kernel([tuple(arrays)], isa)  # type: ignore[list-item]
 
 
-def check(isa: str, x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None, threads: int = 1) -> None:
-    """Both errors are against fp64 on the same fp32 inputs; the kernel's may be twice the eager one plus a floor."""
-    x, weights, guide = x.float(), single(weights), None if guide is None else guide.float()
-    exact = afg(x.double(), offsets, double(weights), None if guide is None else guide.double())
-    got = run(kernel_of(weights, isa), x, offsets, guide, threads)
+def run(kernel: Any, x: Tensor, offsets: Tensor, guide: Tensor | None = None, threads: int = 1) -> Tensor:
+    """Into an output full of NaN."""
+    out = torch.full((len(offsets) - 1, x.shape[1]), torch.nan, dtype=x.dtype)
+    kernel.run([(bits(x), offsets.numpy(), None if guide is None else bits(guide), bits(out))], threads)
+    return out
+
+
+def check(isa: str, inputs: Inputs, threads: int = 1) -> None:
+    """Both errors are against fp64 on the same rounded inputs; the kernel's may be twice the eager one plus a floor.
+
+    In bf16 the kernel rounds once, at the end, to within half of the last digit; what comes before is fp32.
+    """
+    x, offsets, weights, guide = inputs = cast(inputs, dtype_of(isa))
+    exact = afg(*cast(inputs, torch.float64))
+    got = run(kernel_of(weights, isa), x, offsets, guide, threads).double()
     if not got.numel():
         return
-    eager_error = (afg(x, offsets, weights, guide) - exact).abs().max().item()
+    eager_error = (afg(*inputs).double() - exact).abs().max().item()
     error = (got - exact).abs().max().item()
     floor = 4e-7 * max(1.0, exact.abs().max().item())
+    if dtype_of(isa) == torch.bfloat16:
+        rounding = torch.finfo(torch.bfloat16).eps / 2 * exact.abs()
+        beyond = ((got - exact).abs() - rounding).max().item()
+        assert beyond <= 10 * floor, f"{isa}: error {beyond:.2e} beyond the last rounding"
+        floor += rounding.max().item()
     assert error <= 2 * eager_error + floor, f"{isa}: error {error:.2e}, eager {eager_error:.2e}, floor {floor:.1e}"
 
 
@@ -69,7 +91,7 @@ def check(isa: str, x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tens
     seed=st.integers(0, 99),
 )
 def test_error(isa: str, lengths: list[int], heads: int, part: int, width: int, guide_dim: int, seed: int) -> None:
-    check(isa, *make(lengths, heads * part, width, heads, guide_dim, seed))
+    check(isa, make(lengths, heads * part, width, heads, guide_dim, seed))
 
 
 @each_isa
@@ -88,15 +110,15 @@ def test_error(isa: str, lengths: list[int], heads: int, part: int, width: int, 
 def test_error_on_shapes_of_interest(
     isa: str, lengths: list[int], dim: int, width: int, heads: int, guide_dim: int, threads: int
 ) -> None:
-    check(isa, *make(lengths, dim, width, heads, guide_dim), threads)
+    check(isa, make(lengths, dim, width, heads, guide_dim), threads)
 
 
 @each_isa
 def test_result_does_not_depend_on_the_batch_or_the_threads(isa: str) -> None:
     lengths = [1, 7, 0, 300, 64, 2000, 3, 0, 65, 513]
-    x, offsets, weights, guide = make(lengths, 192, 130, 3, 20)
+    x, offsets, weights, guide = cast(make(lengths, 192, 130, 3, 20), dtype_of(isa))
     assert guide is not None
-    x, guide, kernel = x.float(), guide.float(), kernel_of(single(weights), isa)
+    kernel = kernel_of(weights, isa)
     together = run(kernel, x, offsets, guide)
     for threads in (2, 3, 8):
         assert torch.equal(run(kernel, x, offsets, guide, threads), together)
@@ -125,8 +147,9 @@ def test_group_gives_what_each_gathering_gives(isa: str, shapes: list[Any], thre
     """To the bit, whatever stands beside it; rows, sets, shapes and guides differ within a group."""
     inputs = []
     for seed, (lengths, heads, part, width, guide_dim) in enumerate(shapes):
-        x, offsets, weights, guide = make(lengths, heads * part, width, heads, guide_dim, seed)
-        inputs.append((Gathering(x.float(), offsets, None if guide is None else guide.float()), single(weights)))
+        made = make(lengths, heads * part, width, heads, guide_dim, seed)
+        x, offsets, weights, guide = cast(made, dtype_of(isa))
+        inputs.append((Gathering(x, offsets, guide), weights))
     group = afg_cpu.prepare_group([weights for _, weights in inputs], isa=isa, threads=threads)
     together = group([call for call, _ in inputs])
     assert len(together) == len(inputs)
@@ -136,12 +159,12 @@ def test_group_gives_what_each_gathering_gives(isa: str, shapes: list[Any], thre
 
 @each_isa
 def test_one_kernel_in_many_threads(isa: str) -> None:
-    _, _, weights, _ = make([1], 192, 65, 3)
-    kernel = kernel_of(single(weights), isa)
+    _, _, weights, _ = cast(make([1], 192, 65, 3), dtype_of(isa))
+    kernel = kernel_of(weights, isa)
     work = []
     for seed in range(8):
-        x, offsets, _, _ = make([seed, 50 * seed, 1700], 192, 65, 3, seed=seed)
-        work.append((x.float(), offsets))
+        x, offsets, _, _ = cast(make([seed, 50 * seed, 1700], 192, 65, 3, seed=seed), dtype_of(isa))
+        work.append((x, offsets))
     expected = [run(kernel, *w) for w in work]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
@@ -156,9 +179,9 @@ def test_one_kernel_in_many_threads(isa: str) -> None:
 )
 def test_threads_help_when_asked_and_worth_it(rows: int, count: int, threads: int, helped: bool) -> None:
     """Processor time that the process used and the calling thread did not is the helpers'."""
-    x, offsets, weights, _ = make([rows], 192, 130, 3)
-    group = afg_cpu.prepare_group([single(weights)] * count, isa="generic", threads=threads)
-    calls = [Gathering(x.float(), offsets)] * count
+    x, offsets, weights, _ = cast(make([rows], 192, 130, 3), torch.float32)
+    group = afg_cpu.prepare_group([weights] * count, isa="generic", threads=threads)
+    calls = [Gathering(x, offsets)] * count
     total = own = 0.0
     for _ in range(400_000 // (rows * count)):
         process, thread = time.process_time(), time.thread_time()
@@ -169,14 +192,15 @@ def test_threads_help_when_asked_and_worth_it(rows: int, count: int, threads: in
 
 
 def before_forbidden_page(values: Tensor) -> np.ndarray:
-    """The values (fp32, any bytes before them) in memory that ends where touching it kills the process."""
-    page, size = mmap.PAGESIZE, 4 * values.numel()
+    """The values (any bytes before them) in memory that ends where touching it kills the process."""
+    given = bits(values)
+    page, size = mmap.PAGESIZE, given.nbytes
     body = (size + page - 1) // page * page
     buffer = mmap.mmap(-1, body + page)
     start = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + body), ctypes.c_size_t(page), 0) == 0
-    array = np.frombuffer(buffer, F, values.numel(), body - size).reshape(values.shape)
-    array[:] = values.numpy()
+    array = np.frombuffer(buffer, given.dtype, given.size, body - size).reshape(given.shape)
+    array[:] = given
     return array
 
 
@@ -184,46 +208,48 @@ def before_forbidden_page(values: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("part", [1, 3, 16, 19, 70])
 def test_nothing_beyond_the_ends_is_touched(isa: str, part: int) -> None:
     """AddressSanitizer does not see masked loads and stores; a forbidden page does."""
-    x, offsets, weights, guide = make([70, 0, 300, 1], 3 * part, 17, 3, 5)
+    x, offsets, weights, guide = cast(make([70, 0, 300, 1], 3 * part, 17, 3, 5), dtype_of(isa))
     assert guide is not None
-    x, guide, kernel = x.float(), guide.float(), kernel_of(single(weights), isa)
-    out = before_forbidden_page(torch.full((4, 3 * part), torch.nan))
+    kernel = kernel_of(weights, isa)
+    out = before_forbidden_page(torch.full((4, 3 * part), torch.nan, dtype=x.dtype))
     kernel.run([(before_forbidden_page(x), offsets.numpy(), before_forbidden_page(guide), out)], 1)
-    assert torch.equal(torch.from_numpy(out), run(kernel, x, offsets, guide))
+    assert np.array_equal(out, bits(run(kernel, x, offsets, guide)))
 
 
 @each_isa
 def test_empty_sets_get_absent_and_single_rows_come_back(isa: str) -> None:
-    x, offsets, weights, _ = make([0, 1, 0, 0, 1], 21, 5, 3)
-    weights = single(weights)
-    out = run(kernel_of(weights, isa), x.float(), offsets)
+    x, offsets, weights, _ = cast(make([0, 1, 0, 0, 1], 21, 5, 3), dtype_of(isa))
+    out = run(kernel_of(weights, isa), x, offsets)
     assert torch.equal(out[[0, 2, 3]], weights.absent.expand(3, -1))
-    assert torch.equal(out[[1, 4]], x.float())
+    assert torch.equal(out[[1, 4]], x)
 
 
 @each_isa
 def test_one_huge_energy_takes_all(isa: str) -> None:
     """tanh saturates at exactly +-1, so energies are exactly +-1e4 and all but one row weigh exactly nothing."""
-    x, offsets, _, _ = make([300, 70], 24, 1, 2)
-    x = x.float()
+    x, offsets, weights, _ = cast(make([300, 70], 24, 1, 2), dtype_of(isa))
     x[:, 0] = -50.0
     x[[123, 345], 0] = 50.0
-    direction = torch.zeros(1, 24)
-    direction[0, 0] = 1.0
-    weights = AFGWeights(direction, torch.zeros(1), torch.full((2, 1), 1e4), torch.zeros(24))
+    weights.weight.copy_(torch.eye(1, 24))
+    weights.bias.zero_()
+    weights.score.fill_(1e4)
     assert torch.equal(run(kernel_of(weights, isa), x, offsets), x[[123, 345]])
 
 
 @each_isa
 @pytest.mark.parametrize("energy", [-1e4, 1e4, 0.0])
 def test_equal_energies_average(isa: str, energy: float) -> None:
-    x, offsets, _, _ = make([300, 70], 24, 1, 2)
-    weights = AFGWeights(torch.zeros(1, 24), torch.full((1,), 1e30), torch.full((2, 1), energy), torch.zeros(24))
-    mean = torch.stack([part.mean(0) for part in x.split([300, 70])])
-    torch.testing.assert_close(run(kernel_of(weights, isa), x.float(), offsets).double(), mean, rtol=0, atol=4e-7)
+    x, offsets, weights, _ = cast(make([300, 70], 24, 1, 2), dtype_of(isa))
+    weights.weight.zero_()
+    weights.bias.fill_(1e30)
+    weights.score.fill_(energy)
+    mean = torch.stack([part.double().mean(0) for part in x.split([300, 70])])
+    rounding = torch.finfo(x.dtype).eps / 2
+    got = run(kernel_of(weights, isa), x, offsets).double()
+    torch.testing.assert_close(got, mean, rtol=rounding, atol=4e-7)
 
 
-@each_isa
+@each_fp32_isa
 def test_tanh(isa: str) -> None:
     """A row of energy tanh(v) beside a row of energy 0: a column of 1 and 0 gives sigmoid(tanh(v))."""
     value = torch.cat([torch.linspace(-10, 10, 4001), torch.logspace(-8, 30, 500), -torch.logspace(-8, 30, 500)])
@@ -238,162 +264,11 @@ def test_tanh(isa: str) -> None:
 @each_isa
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_stay_in_their_set(isa: str, bad: float) -> None:
-    x, offsets, weights, _ = make([70, 300, 3, 64], 39, 17, 3)
-    x, weights = x.float(), single(weights)
+    x, offsets, weights, _ = cast(make([70, 300, 3, 64], 39, 17, 3), dtype_of(isa))
     kernel = kernel_of(weights, isa)
     clean = run(kernel, x, offsets)
     x[[100, 371], 5] = bad
     out = run(kernel, x, offsets)
     assert torch.equal(out[[0, 3]], clean[[0, 3]])
-    torch.testing.assert_close(out, afg(x, offsets, weights), equal_nan=True)
-
-
-def test_prepare_routes_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, offsets, weights, guide = make([3, 0, 5], 12, 7, 2, 4)
-    weights = single(weights)
-    seen: list[str] = []
-    original = _C.AfgKernel
-
-    def record(*arguments: object) -> _C.AfgKernel:
-        kernel = original(*arguments)  # type: ignore[arg-type]
-        seen.append(kernel.isa)
-        return kernel
-
-    monkeypatch.setattr(_C, "AfgKernel", record)
-    assert guide is not None
-    for isa in ("auto", *ISAS):
-        out = afg_cpu.prepare(weights, isa=isa)(x.float(), offsets, guide.float())
-        expected = run(kernel_of(weights, isa), x.float(), offsets, guide.float())
-        assert torch.equal(out, expected)
-    assert [seen[i] for i in range(0, len(seen), 2)] == [ISAS[0], *ISAS]
-    assert ISAS[-1] == "generic"
-
-
-def test_prepare_takes_what_autograd_and_views_give() -> None:
-    x, offsets, weights, _ = make([3, 5], 12, 7, 2)
-    weights = single(weights)
-    gather = afg_cpu.prepare(AFGWeights(*[w if w is None else w.clone().requires_grad_() for w in weights]))
-    plain = gather(x.float(), offsets, None)
-    assert not plain.requires_grad
-    assert torch.equal(gather(x.float().requires_grad_(), offsets, None), plain)
-    assert torch.equal(gather(x.float().T.contiguous().T, offsets, None), plain)
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_prepare_refuses_what_the_reference_refuses(case: str) -> None:
-    (x, offsets, weights, guide), message = BAD[case]
-    with pytest.raises(ValueError, match=message):
-        afg_cpu.prepare(single(weights))(x.float(), offsets, None if guide is None else guide.float())
-
-
-def test_group_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, offsets, weights, guide = make([3, 0, 5], 12, 7, 2, 4)
-    assert guide is not None
-    seen: list[int] = []
-
-    class Recorded:
-        def __init__(self, *arguments: Any) -> None:
-            self.kernel = original(*arguments)
-
-        def run(self, calls: Any, threads: int) -> None:
-            seen.append(len(calls))
-            self.kernel.run(calls, threads)
-
-    original = _C.AfgKernel
-    monkeypatch.setattr(_C, "AfgKernel", Recorded)
-    afg_cpu.prepare_group([single(weights)] * 3)([Gathering(x.float(), offsets, guide.float())] * 3)
-    assert seen == [3]
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_group_refuses_a_bad_gathering_beside_a_good_one(case: str) -> None:
-    (x, offsets, weights, guide), message = BAD[case]
-    good = make([3], 4, 3, 2)
-    with pytest.raises(ValueError, match=message):
-        afg_cpu.prepare_group([single(good[2]), single(weights)])(
-            [
-                Gathering(good[0].float(), good[1]),
-                Gathering(x.float(), offsets, None if guide is None else guide.float()),
-            ]
-        )
-
-
-def test_group_refuses_another_number_of_gatherings() -> None:
-    x, offsets, weights, _ = make([3], 4, 3, 2)
-    with pytest.raises(ValueError, match="afg: got 2 gatherings, expected 1"):
-        afg_cpu.prepare_group([single(weights)])([Gathering(x.float(), offsets)] * 2)
-    with pytest.raises(ValueError, match="afg: got 0 gatherings, expected 1"):
-        kernel_of(single(weights), "auto").run([], 1)
-    with pytest.raises(ValueError, match="afg weights: got none, expected those of at least one gathering"):
-        afg_cpu.prepare_group([])
-
-
-def test_prepare_refuses_other_types_and_kernels() -> None:
-    x, offsets, weights, _ = make([3], 4, 3, 2)
-    with pytest.raises(ValueError, match=r"afg weight: got torch.float64 on cpu, expected torch.float32 on cpu"):
-        afg_cpu.prepare(weights)
-    with pytest.raises(ValueError, match=r"afg x: got torch.float64 on cpu, expected torch.float32 on cpu"):
-        afg_cpu.prepare(single(weights))(x, offsets, None)
-    with pytest.raises(ValueError, match="afg threads: got 0, expected at least 1"):
-        afg_cpu.prepare(single(weights), threads=0)
-    with pytest.raises(UnavailableError, match=r"got isa 'neon', expected auto, .*generic"):
-        afg_cpu.prepare(single(weights), isa="neon")
-
-
-def test_without_the_extension_use_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(afg_cpu, "_missing", ImportError("No module named 'merfast._C'"))
-    for use in (afg_cpu.isas, lambda: afg_cpu.prepare(single(make([1], 4, 3, 2)[2]))):
-        with pytest.raises(UnavailableError, match=r"got No module .*, expected merfast\._C"):
-            use()
-
-
-BINDING: dict[str, tuple[dict[str, Any], str]] = {
-    "x-rank": ({"x": np.zeros(4, F)}, r"x: got 1 dimensions, expected 2"),
-    "x-width": ({"x": np.zeros((3, 5), F)}, r"x: got float32 \[3, 5\], expected float32 \[3, 4\]"),
-    "x-dtype": ({"x": np.zeros((3, 4))}, r"x: got float64 \[3, 4\], expected float32 \[3, 4\]"),
-    "x-strides": ({"x": np.zeros((4, 3), F).T}, r"x: got non-contiguous or unaligned float32 \[3, 4\]"),
-    "offsets-dtype": ({"offsets": np.array([0, 2, 3], np.int32)}, r"offsets: got int32 \[3\], expected int64 \[3\]"),
-    "offsets-none": ({"offsets": np.zeros(0, np.int64)}, r"offsets: got int64 \[0\], expected int64 \[B \+ 1\]"),
-    "offsets-falling": ({"offsets": np.array([0, 4, 3])}, r"offsets: got 0 \.\.\. 3, expected to rise from 0 to 3"),
-    "offsets-end": ({"offsets": np.array([0, 2, 4])}, r"offsets: got 0 \.\.\. 4, expected to rise from 0 to 3"),
-    "guide-missing": ({"guide": None}, r"guide: got guide=False with guide_weight=True"),
-    "guide-shape": ({"guide": np.zeros((2, 6), F)}, r"guide: got float32 \[2, 6\], expected float32 \[2, 5\]"),
-    "guide-rows": ({"guide": np.zeros((1, 5), F)}, r"guide: got float32 \[1, 5\], expected float32 \[2, 5\]"),
-    "out-shape": ({"out": np.zeros((3, 4), F)}, r"out: got float32 \[3, 4\], expected float32 \[2, 4\]"),
-    "threads": ({"threads": 0}, r"threads: got 0, expected at least 1"),
-}
-
-
-@pytest.mark.parametrize("case", BINDING)
-def test_binding_refuses(case: str) -> None:
-    change, message = BINDING[case]
-    _, _, weights, _ = make([3], 4, 3, 2, 5)
-    arguments: dict[str, Any] = {
-        "x": np.zeros((3, 4), F),
-        "offsets": np.array([0, 2, 3]),
-        "guide": np.zeros((2, 5), F),
-        "out": np.zeros((2, 4), F),
-        "threads": 1,
-    }
-    kernel = kernel_of(single(weights), "auto")
-
-    def run(threads: int, **call: Any) -> None:
-        kernel.run([tuple(call.values())], threads)  # type: ignore[list-item]
-
-    run(**arguments)
-    with pytest.raises(ValueError, match=message):
-        run(**(arguments | change))
-
-
-def test_binding_refuses_a_read_only_output_and_bad_weights() -> None:
-    _, _, weights, _ = make([3], 4, 3, 2)
-    out = np.zeros((1, 4), F)
-    out.flags.writeable = False
-    with pytest.raises(ValueError, match="out: got a read-only array"):
-        kernel_of(single(weights), "auto").run([(np.zeros((3, 4), F), np.array([0, 3]), None, out)], 1)
-    with pytest.raises(ValueError, match=r"isa: got 'neon', expected auto, .*generic"):
-        kernel_of(single(weights), "neon")
-    with pytest.raises(ValueError, match=r"bias: got float32 \[4\], expected float32 \[3\]"):
-        kernel_of(single(weights)._replace(bias=torch.zeros(4)), "auto")
-    with pytest.raises(ValueError, match="got width 4 and 3 heads, expected a multiple"):
-        kernel_of(single(weights)._replace(score=torch.zeros(3, 3)), "auto")
+    expected = afg(*cast((x, offsets, weights, None), torch.float32))
+    torch.testing.assert_close(out, expected.to(x.dtype), equal_nan=True)
