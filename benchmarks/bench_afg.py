@@ -1,8 +1,10 @@
-"""AFG on the CPU: eager, compiled, and each instruction set in C++, beside two floors, at equal thread counts.
+"""AFG on the CPU: eager, compiled, and each instruction set in C++, beside floors, at equal thread counts.
 
     pytest benchmarks/bench_afg.py --benchmark-only --benchmark-columns=min,median,iqr --benchmark-sort=name
 
-`floor-gemm` is the bare x W^T in torch, `floor-copy` a copy of x.
+`floor-gemm` is the bare x W^T in torch, `floor-onednn` the same in oneDNN, whose fp32 product torch takes on some
+processors only; `floor-copy` is a copy of x. Names that end in `-bf16` do the same in bf16; the baseline is eager fp32.
+"Loop" prepares each gathering of a group alone and calls one after another.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from merfast.ops import afg_cpu
-from merfast.ops.afg import AFGWeights, afg
+from merfast.ops.afg import AFGWeights, Gather, GatherGroup, Gathering, afg, prepare_group
 
 
 class Shape(NamedTuple):
@@ -30,21 +32,31 @@ class Shape(NamedTuple):
 SHAPES = {
     "mini": Shape((20, 40, 60, 80, 100, 120, 140, 160), 128, 64, 4),
     "tiny-sets": Shape((3,) * 64, 128, 64, 4, 128),
+    "one-clip": Shape((50,), 256, 128, 4),
+    "batch": Shape((200,) * 16, 1024, 128, 4),
     "large": Shape((500,) * 16, 1024, 256, 4),
     "long": Shape((5000,), 512, 256, 4),
 }
-KERNELS = [f"cpp-{isa}" for isa in afg_cpu.isas()]
-IMPLEMENTATIONS = ["floor-gemm", "floor-copy", "eager", "compiled", *KERNELS]
+# What one batch asks for at once: frames of five streams, of which two are guided.
+GROUPS = {
+    f"group-{name}": [
+        Shape((rows,) * sets, 128, 64, 4, guide_dim)
+        for rows, guide_dim in ((60, 0), (60, 128), (40, 0), (40, 128), (9, 0))
+    ]
+    for name, sets in (("one-clip", 1), ("batch", 16))
+}
+KERNELS = [f"cpp-{isa}" for isa in afg_cpu.isas() + afg_cpu.isas(torch.bfloat16)]
+FLOORS = ["floor-gemm", "floor-gemm-bf16", "floor-onednn", "floor-copy"]
+IMPLEMENTATIONS = [*FLOORS, "eager", "eager-bf16", "compiled", "compiled-bf16", *KERNELS]
 
 
 @cache
-def inputs(name: str) -> tuple[Tensor, Tensor, AFGWeights, Tensor | None, Tensor]:
-    """x, offsets, weights, guide, and the exact result, computed in fp64."""
-    shape = SHAPES[name]
+def inputs(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, AFGWeights, Tensor | None, Tensor]:
+    """x, offsets, weights, guide, and the exact result for them, computed in fp64."""
     random = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:
-        return torch.randn(*size, generator=random)
+        return torch.randn(*size, generator=random).to(dtype)
 
     x = draw(sum(shape.lengths), shape.dim)
     weights = AFGWeights(
@@ -69,18 +81,22 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def callable_for(implementation: str, name: str, threads: int) -> Callable[[], Tensor]:
-    x, offsets, weights, guide, exact = inputs(name)
-    if implementation == "floor-gemm":
-        hidden = torch.empty(len(x), len(weights.weight))
+def callable_for(implementation: str, shape: Shape, threads: int) -> Callable[[], object]:
+    dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
+    x, offsets, weights, guide, exact = inputs(shape, dtype)
+    if implementation.startswith("floor-gemm"):
+        hidden = torch.empty(len(x), len(weights.weight), dtype=dtype)
         return lambda: torch.mm(x, weights.weight.T, out=hidden)
+    if implementation == "floor-onednn":
+        blocked, blocked_weight = x.to_mkldnn(), weights.weight.to_mkldnn()
+        return lambda: torch.ops.aten.mkldnn_linear(blocked, blocked_weight)
     if implementation == "floor-copy":
         target = torch.empty_like(x)
         return lambda: target.copy_(x)
     run: Callable[..., Tensor]
-    if implementation == "eager":
+    if implementation.startswith("eager"):
         run = afg
-    elif implementation == "compiled":
+    elif implementation.startswith("compiled"):
         torch.compiler.reset()
         run = torch.compile(afg, dynamic=False)
     else:
@@ -93,10 +109,15 @@ def callable_for(implementation: str, name: str, threads: int) -> Callable[[], T
         with torch.inference_mode():
             return run(x, offsets, weights, guide)
 
-    eager_error = (afg(x, offsets, weights, guide) - exact).abs().max().item()
-    error = (call() - exact).abs().max().item()
-    assert error <= 2 * eager_error + 1e-6, f"error {error:.1e}, eager {eager_error:.1e}"
+    check(call(), exact, afg(x, offsets, weights, guide))
     return call
+
+
+def check(got: Tensor, exact: Tensor, eager: Tensor) -> None:
+    eager_error = (eager - exact).abs().max().item()
+    error = (got - exact).abs().max().item()
+    floor = max(1e-6, torch.finfo(got.dtype).eps / 2 * exact.abs().max().item())
+    assert error <= 2 * eager_error + floor, f"error {error:.1e}, eager {eager_error:.1e}"
 
 
 @pytest.mark.filterwarnings("default")  # torch.compile warns of its own deprecations
@@ -104,13 +125,37 @@ def callable_for(implementation: str, name: str, threads: int) -> Callable[[], T
 @pytest.mark.parametrize("threads", [1, 2], indirect=True, ids=["threads=1", "threads=2"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_afg(benchmark: Any, name: str, threads: int, implementation: str) -> None:
-    call = callable_for(implementation, name, threads)
     shape = SHAPES[name]
+    call = callable_for(implementation, shape, threads)
     rows = sum(shape.lengths)
     benchmark.group = f"afg-{name} threads={threads}"
     benchmark.name = implementation
     benchmark.extra_info["baseline"] = implementation == "eager"
     benchmark.extra_info["shape"] = {**shape._asdict(), "lengths": f"{len(shape.lengths)} sets, {rows} rows"}
     benchmark.extra_info["gemm_flops"] = 2 * rows * shape.dim * shape.width
-    benchmark.extra_info["x_bytes"] = 4 * rows * shape.dim
+    benchmark.extra_info["x_bytes"] = (2 if implementation.endswith("bf16") else 4) * rows * shape.dim
     benchmark.pedantic(call, rounds=15 if rows * shape.dim > 1_000_000 else 100, iterations=1, warmup_rounds=3)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "loop", "group"])
+@pytest.mark.parametrize("threads", [1, 2], indirect=True, ids=["threads=1", "threads=2"])
+@pytest.mark.parametrize("name", GROUPS)
+def test_afg_group(benchmark: Any, name: str, threads: int, implementation: str) -> None:
+    made = [inputs(shape, torch.float32) for shape in GROUPS[name]]
+    calls = [Gathering(x, offsets, guide) for x, offsets, _, guide, _ in made]
+    weights = [w for _, _, w, _, _ in made]
+    group = {
+        "eager": lambda: prepare_group(weights),
+        "loop": lambda: in_turn([afg_cpu.prepare(w, threads=threads) for w in weights]),
+        "group": lambda: afg_cpu.prepare_group(weights, threads=threads),
+    }[implementation]()
+    for got, eager, (*_, exact) in zip(group(calls), prepare_group(weights)(calls), made, strict=True):
+        check(got, exact, eager)
+    benchmark.group = f"afg-{name} threads={threads}"
+    benchmark.name = implementation
+    benchmark.extra_info["baseline"] = implementation == "eager"
+    benchmark.pedantic(group, args=(calls,), rounds=100, iterations=1, warmup_rounds=3)
+
+
+def in_turn(gathers: list[Gather]) -> GatherGroup:
+    return lambda calls: [gather(*call) for gather, call in zip(gathers, calls, strict=True)]

@@ -81,6 +81,7 @@ template <class V, class P = Columns<V>>
 inline void project(const typename P::Element* weight, int64_t depth, int64_t padded,
                     const typename P::Element* const* x, const float* const* init, int64_t rows, float* out) {
     const int64_t vectors = padded / V::lanes;
+    static_assert(kDepth<V, P> % P::step == 0, "only the last depth step may end within a group of columns");
     const int64_t packed_depth = (depth + P::step - 1) / P::step * P::step;
     for (int64_t k = 0; k < depth; k += kDepth<V, P>) {
         const int64_t step = depth - k < kDepth<V, P> ? depth - k : kDepth<V, P>;

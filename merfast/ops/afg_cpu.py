@@ -62,15 +62,15 @@ def prepare_group(weights: Sequence[AFGWeights], *, isa: str = "auto", threads: 
 
     Raises:
         UnavailableError: there is no such kernel here.
-        ValueError: weights or, on a call, arguments that `check_afg` refuses, or that are not all fp32 or all bf16 on the
-            CPU; a call with more or fewer gatherings than there are weights.
+        ValueError: weights or, on a call, arguments that `check_afg` refuses, or that are not all fp32 or all bf16 on
+            the CPU; a call with more or fewer gatherings than there are weights.
     """
     if not weights:
         raise ValueError("afg weights: got none, expected those of at least one gathering")
     dtype = weights[0].weight.dtype
     available = isas(dtype)
     if not available:
-        raise UnavailableError(f"C++ kernels in {dtype}: got a CPU without AVX512_BF16, AVX512BW and AVX512VL")
+        raise UnavailableError(f"C++ kernels in {dtype}: got a CPU without AVX512_BF16, expected one with it")
     if isa not in ("auto", *available):
         expected = f"auto, {', '.join(available)} on this machine"
         raise UnavailableError(f"C++ kernels in {dtype}: got isa {isa!r}, expected {expected}")
