@@ -124,7 +124,7 @@ def _engine_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--kernels",
         default="auto",
-        help="auto, reference, cpp, cpp-generic, cpp-avx2, cpp-avx512, or triton (on a GPU)",
+        help="auto, reference, triton (on a GPU), cpp, or one of cpp-generic, cpp-avx2, cpp-avx512",
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the number of cores)")
     return parser

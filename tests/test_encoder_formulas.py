@@ -232,14 +232,16 @@ def naive_face(luma, state, blocks):
         mean, variance, weight, bias = (state[f"{name}.{n}"][:, None, None] for n in names)
         return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
 
-    x = norm(conv(luma[None, None], "stem", 2), "norm_stem").clamp(min=0)
+    x = norm(conv(luma[None, None], "stem.0"), "stem.1").clamp(min=0)
+    x = functional.max_pool2d(norm(conv(x, "stem.3"), "stem.4").clamp(min=0), 2)
     firsts = [sum(blocks[:stage]) for stage in range(len(blocks))]
     for i in range(sum(blocks)):
         changes = i in firsts[1:]
         stride, at = (2 if changes else 1), f"stages.{i}"
         y = norm(conv(x, f"{at}.conv1", stride), f"{at}.norm1").clamp(min=0)
         y = norm(conv(y, f"{at}.conv2"), f"{at}.norm2")
-        x = x if not changes else norm(conv(x, f"{at}.shortcut.0", stride), f"{at}.shortcut.1")
+        if changes:
+            x = norm(conv(functional.avg_pool2d(x, 2, ceil_mode=True), f"{at}.shortcut.1"), f"{at}.shortcut.2")
         x = (x + y).clamp(min=0)
     pooled = x[0].flatten(1).sum(1) / x[0, 0].numel()
     variance = ((pooled - pooled.mean()) ** 2).mean()

@@ -32,6 +32,7 @@ from training.store import Entry
 
 MODALITIES = {"voice": "audio", "face": "video"}
 PLAIN = TrainRecipe(batch=4, drop_audio=0, drop_video=0, noisy=0, feature_noise=0, frame_dropout=0, smoothing=0)
+DIMS = {stream.name: stream.dim for stream in mini_config().streams}
 
 
 class Nowhere:
@@ -54,7 +55,7 @@ def sets(x: Ragged) -> list[list[list[float]]]:
 def entry(voice: list[int], face: list[int], seed: int = 0, seconds: float = 2.0) -> Entry:
     generator = torch.Generator().manual_seed(seed)
     windows = tuple(
-        {"voice": torch.randn(v, 128, generator=generator), "face": torch.randn(f, 192, generator=generator)}
+        {n: torch.randn(rows, DIMS[n], generator=generator) for n, rows in (("voice", v), ("face", f))}
         for v, f in zip(voice, face, strict=True)
     )
     ends = torch.arange(1, len(voice) + 1) * seconds
@@ -243,7 +244,7 @@ def test_class_weights_and_valences() -> None:
 
 
 def test_one_modality_alone_trains(data: FeatureSet) -> None:
-    streams = (StreamConfig("voice", "audio", "logmel", 128),)
+    streams = (StreamConfig("voice", "audio", "logmel", DIMS["voice"]),)
     alone = replace(data, streams={"voice": data.streams["voice"]})
     batches = Batches([alone], {"voice": "audio"}, TrainRecipe(batch=8, drop_audio=0.5))
     head = Head(model(streams=streams), TrainRecipe())
