@@ -119,6 +119,12 @@ def _wait(process: subprocess.Popen[bytes], limit: float) -> int | None:
         process.wait()
 
 
+def heed_interrupts() -> None:
+    """Let parts be interrupted: a shell ignores SIGINT for its background jobs, and what they start inherits that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run_all(stages: Sequence[Sequence[Part | Outcome]], folder: Path, save: Callable[[list[Outcome]], None]) -> None:
     """Run stages one after the other, the parts of one side by side; `save` gets all outcomes so far after each."""
     deadline = time.monotonic() + TOTAL
@@ -216,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason := missing_gpu():
         print(f"gpu: {reason}", file=sys.stderr)
         return 2
+    heed_interrupts()
     began = time.monotonic()
     report = gpu_report.describe(ROOT, options.commit)
     options.out.mkdir(parents=True, exist_ok=True)

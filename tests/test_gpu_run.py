@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +84,17 @@ def test_a_part_that_ignores_interrupts_is_killed(tmp_path: Path, monkeypatch: p
     assert (outcome.result, outcome.tail) == ("timed out", ["on"])
 
 
+@pytest.fixture
+def ignoring_interrupts() -> Iterator[None]:
+    """As in a background job of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ignoring_interrupts")
 def test_what_was_done_before_the_limit_is_kept(tmp_path: Path) -> None:
+    gpu.heed_interrupts()
     part = pytest_of(
         tmp_path,
         "import time\n"
