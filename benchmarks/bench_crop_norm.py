@@ -3,7 +3,8 @@
 Sixteen faces in 720p pictures to fp32 [16, 3, S, S]: one in each picture, with sides of 224 to 320 pixels; or sixteen
 of 224 pixels in the same picture, most of which they cover, so that converting it whole, once, wastes little. One
 thread everywhere. `opencv-linear` does not antialias, and so does less. The floor copies what has to be touched: the
-planes under the boxes, and as many bytes as the result has.
+planes under the boxes, and as many bytes as the result has. `planes-eager` is the reference in torch; torch.compile has
+no graph for it, since what it reads depends on the values of the boxes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from merfast.media.decode_pyav import PyAVFrame
-from merfast.ops import afg_cpu, crop_norm_cpu
+from merfast.ops import afg_cpu, crop_norm, crop_norm_cpu
 from merfast.ops.crop_norm import CropSpec
 
 HIGH, WIDE, FACES = 720, 1280, 16
@@ -110,7 +111,8 @@ def with_opencv(pictures: Pictures, size: int, smooth: bool = True) -> Callable[
 
 
 def from_planes(pictures: Pictures, size: int, isa: str) -> Callable[[], torch.Tensor]:
-    crop = crop_norm_cpu.prepare(CropSpec(size, torch.float32, MEAN, STD), isa=isa)
+    spec = CropSpec(size, torch.float32, MEAN, STD)
+    crop = crop_norm.prepare(spec) if isa == "eager" else crop_norm_cpu.prepare(spec, isa=isa)
 
     def run() -> torch.Tensor:
         parts = []
@@ -129,7 +131,7 @@ WAYS: dict[str, Callable[[Pictures, int], Callable[[], torch.Tensor]]] = {
     "whole-frame-swscale": with_swscale,
     "whole-frame-opencv": with_opencv,
     "whole-frame-opencv-linear": lambda pictures, size: with_opencv(pictures, size, smooth=False),
-    **{f"planes-{isa}": lambda p, s, isa=isa: from_planes(p, s, isa) for isa in afg_cpu.isas()},  # type: ignore[misc]
+    **{f"planes-{isa}": lambda p, s, isa=isa: from_planes(p, s, isa) for isa in ("eager", *afg_cpu.isas())},  # type: ignore[misc]
 }
 
 
