@@ -1,4 +1,4 @@
-"""The engine and the model on a GPU. The engine runs the plain torch reference there in this version."""
+"""The engine and the model on a GPU against the CPU: encoders in plain torch, what follows them also in Triton."""
 
 from __future__ import annotations
 

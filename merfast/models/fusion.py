@@ -6,6 +6,7 @@ whose abstract alone was available; the inside is merfast's reconstruction.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import cast
@@ -57,7 +58,7 @@ class AFG(nn.Module):
         return afg(x.values, x.offsets, self.weights, guide)
 
 
-class Structure(nn.Module):
+class Structure(nn.Module, ABC):
     """A fusion structure: `forward(features)` takes stream name -> `Ragged` `[N, D_s]` and gives `[B, h]`.
 
     It works in stages. The gatherings of a stage do not depend on each other, so they can be one call; see `fuse`. Any
@@ -73,13 +74,13 @@ class Structure(nn.Module):
         self._widths = (fusion.dim, fusion.attention_dim, fusion.heads)
 
     @property
+    @abstractmethod
     def stages(self) -> list[list[nn.Module]]:
         """The gatherings of each stage."""
-        raise NotImplementedError
 
+    @abstractmethod
     def steps(self, features: Mapping[str, Ragged]) -> Generator[list[Gathering], list[Tensor], Tensor]:
         """Asks for the gatherings of one stage after another, in the order of `stages`, and returns `[B, h]`."""
-        raise NotImplementedError
 
     def forward(self, features: Mapping[str, Ragged]) -> Tensor:
         return fuse([self], features)[0]
