@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from merfast.ops import decode_cpu
+from merfast.ops import afg_cpu, decode_cpu
 from merfast.ops.decode import DecodeWeights, decode
 
 STRUCTURES, CLASSES = 3, 6
 WIDTHS = {"mini": (128, 64), "wide": (256, 256)}  # D and M; the first as in the packaged bundle
 TEMPERATURE, LIMIT = 0.7981, 5.0
-KERNELS = [f"cpp-{isa}" for isa in decode_cpu.isas()]
+KERNELS = [f"cpp-{isa}" for isa in afg_cpu.isas()]
 IMPLEMENTATIONS = ["floor-gemm", "floor-copy", "eager", "compiled", *KERNELS]
 
 

@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from merfast import _C
 from merfast.errors import UnavailableError
-from merfast.ops import decode_cpu
+from merfast.ops import afg_cpu, decode_cpu
 from merfast.ops.decode import DecodeWeights, decode, prepare
 
 F = np.float32
-ISAS = decode_cpu.isas()
+ISAS = afg_cpu.isas()
 each_isa = pytest.mark.parametrize("isa", ISAS)
 
 

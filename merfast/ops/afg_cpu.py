@@ -46,6 +46,16 @@ def isas(dtype: torch.dtype = torch.float32) -> tuple[str, ...]:
     return tuple(_C.isas(dtype == torch.bfloat16))
 
 
+def check_isa(isa: str, dtype: torch.dtype = torch.float32) -> None:
+    """Raise UnavailableError unless isa is "auto" or one of `isas(dtype)`, of which there is at least one."""
+    available = isas(dtype)
+    if not available:
+        raise UnavailableError(f"C++ kernels in {dtype}: got a CPU without AVX512_BF16, expected one with it")
+    if isa not in ("auto", *available):
+        expected = f"auto, {', '.join(available)} on this machine"
+        raise UnavailableError(f"C++ kernels in {dtype}: got isa {isa!r}, expected {expected}")
+
+
 def prepare_group(weights: Sequence[AFGWeights], *, isa: str = "auto", threads: int = 1) -> GatherGroup:
     """Pack the weights of gatherings that run side by side, for an instruction set: one call serves all of their sets.
 
@@ -68,12 +78,7 @@ def prepare_group(weights: Sequence[AFGWeights], *, isa: str = "auto", threads: 
     if not weights:
         raise ValueError("afg weights: got none, expected those of at least one gathering")
     dtype = weights[0].weight.dtype
-    available = isas(dtype)
-    if not available:
-        raise UnavailableError(f"C++ kernels in {dtype}: got a CPU without AVX512_BF16, expected one with it")
-    if isa not in ("auto", *available):
-        expected = f"auto, {', '.join(available)} on this machine"
-        raise UnavailableError(f"C++ kernels in {dtype}: got isa {isa!r}, expected {expected}")
+    check_isa(isa, dtype)
     if threads < 1:
         raise ValueError(f"afg threads: got {threads}, expected at least 1")
     no_sets = torch.zeros(1, dtype=torch.int64)

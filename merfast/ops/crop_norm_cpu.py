@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from merfast.errors import UnavailableError
-from merfast.ops.afg_cpu import isas
+from merfast.ops.afg_cpu import check_isa
 from merfast.ops.crop_norm import LUMA, Crop, CropSpec, Planes, check_crop_norm, check_spec
 
 
@@ -21,9 +20,7 @@ def prepare(spec: CropSpec, *, isa: str = "auto") -> Crop:
         UnavailableError: there is no such kernel here.
         ValueError: the spec or, on a call, arguments that `check_crop_norm` refuses or that are not on the CPU.
     """
-    available = isas()
-    if isa not in ("auto", *available):
-        raise UnavailableError(f"C++ kernels: got isa {isa!r}, expected auto, {', '.join(available)} on this machine")
+    check_isa(isa)
     check_spec(spec)
     from merfast import _C
 

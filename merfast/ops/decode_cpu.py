@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from merfast.errors import UnavailableError
-from merfast.ops.afg_cpu import isas
+from merfast.ops.afg_cpu import check_isa
 from merfast.ops.decode import Decode, DecodeWeights, check_average, check_decode
 
 if TYPE_CHECKING:
@@ -36,9 +35,7 @@ def prepare(
         ValueError: weights, mix, temperature, limit or, on a call, z that the reference refuses or that are not fp32 on
             the CPU.
     """
-    available = isas()
-    if isa not in ("auto", *available):
-        raise UnavailableError(f"C++ kernels: got isa {isa!r}, expected auto, {', '.join(available)} on this machine")
+    check_isa(isa)
     fixed = DecodeWeights(*(w.detach() for w in weights))
     structures, classes, dim = weights.emotion_weight.shape if weights.emotion_weight.ndim == 3 else (0, 0, 0)
     check_decode(torch.empty(structures, 0, dim), fixed)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from merfast.errors import UnavailableError
-from merfast.ops.afg_cpu import isas
+from merfast.ops.afg_cpu import check_isa
 from merfast.ops.group_norm_gelu import GroupNormGelu, check_group_norm_gelu
 
 if TYPE_CHECKING:
@@ -36,9 +35,7 @@ def prepare(
         ValueError: weights, options or, on a call, arguments that the reference refuses or that are not fp32 on the
             CPU.
     """
-    available = isas()
-    if isa not in ("auto", *available):
-        raise UnavailableError(f"C++ kernels: got isa {isa!r}, expected auto, {', '.join(available)} on this machine")
+    check_isa(isa)
     if threads < 1:
         raise ValueError(f"group_norm_gelu threads: got {threads}, expected at least 1")
     weight, bias = weight.detach().clone(), bias.detach().clone()
