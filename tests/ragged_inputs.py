@@ -17,9 +17,9 @@ def voices(lengths, seed=0):
     return Ragged(values, offsets_from(torch.tensor(lengths)))
 
 
-def crops(lengths, seed=0):
+def crops(lengths, seed=0, size=SIZE):
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(0, 256, (sum(lengths), SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
+    values = torch.randint(0, 256, (sum(lengths), size, size, 3), dtype=torch.uint8, generator=generator)
     return Ragged(values, offsets_from(torch.tensor(lengths)))
 
 

@@ -42,6 +42,20 @@ def test_large_convnext_pictures_keep_their_rim():
     assert (ours - theirs).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["vit", "clip"])
+@pytest.mark.parametrize("size", [30, 32])
+def test_the_filter_is_skipped_where_it_gives_the_same(kind, size):
+    entries, crops = PROCESSORS[kind], faces(2, size)
+    pictures = Pictures(entries, size)
+    skipped = not any(name == "rows" for name, _ in pictures.named_buffers())
+    assert skipped == (size == 32)
+    levels = Pictures(entries | {"do_rescale": False, "do_normalize": False}, size)(crops)
+    assert torch.equal(levels, crops.permute(0, 3, 1, 2).float()) == skipped
+    before = crops.clone()
+    assert pictures(crops).is_contiguous()
+    assert torch.equal(crops, before)
+
+
 def test_switches():
     crops = faces(2, 32)
     off = {"do_resize": False, "do_rescale": False, "do_normalize": False}

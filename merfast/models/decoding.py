@@ -44,7 +44,8 @@ class JointDecoder(nn.Module):
         self.hidden_bias = nn.Parameter(torch.zeros(structures, valence_dim))
         self.valence_weight = nn.Parameter(torch.empty(structures, valence_dim))
         self.valence_bias = nn.Parameter(torch.zeros(structures))
-        self.class_valence = nn.Parameter(torch.tensor(class_valence, dtype=torch.float32).repeat(structures, 1))
+        # Not repeat: on the meta device, where bundles are checked, that makes torch import sympy.
+        self.class_valence = nn.Parameter(torch.tensor([[*class_valence]] * structures, dtype=torch.float32))
         for weight in (self.emotion_weight, self.hidden_weight, self.valence_weight):
             bound = (3 / weight.shape[-1]) ** 0.5  # deviation 1 / sqrt(inputs)
             nn.init.uniform_(weight, -bound, bound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ class FusedModel(nn.Module):
         return self._decode(vectors)
 
     @property
-    def foundations(self) -> dict[str, FoundationEncoder]:
+    def foundations(self) -> dict[str, FoundationEncoder[Any]]:
         """The encoders that are foundation models, by stream; their weights have files of their own in a bundle."""
         return {name: e for name, e in self.encoders.items() if isinstance(e, FoundationEncoder)}
 

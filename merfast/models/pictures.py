@@ -81,20 +81,24 @@ class Pictures(nn.Module):
         # On the CPU also where the model is only outlined on the meta device.
         for name, values in (("mean", mean), ("deviation", deviation)):
             self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1), persistent=False)
-        if self.resize is not None:
+        # To their own size the filters give the crops themselves: all weight is on a pixel's own place.
+        self._resizes = self.resize not in (None, (crop_size, crop_size))
+        if self._resizes and self.resize is not None:
             for name, side in zip(("rows", "columns"), self.resize, strict=True):
                 self.register_buffer(name, _weights(crop_size, side, filter_name), persistent=False)
 
     def forward(self, crops: Tensor) -> Tensor:
         """`[N, S, S, 3]` uint8 RGB -> `[N, 3, H, W]` floating-point, of the type of `mean`."""
-        x = crops.permute(0, 3, 1, 2).to(self.mean.dtype)
-        if self.resize is not None:
+        x = crops.permute(0, 3, 1, 2)
+        # A channel's rows side by side, as what follows reads them: conversion alone would leave the crops' order.
+        x = torch.empty(x.shape, dtype=self.mean.dtype, device=x.device).copy_(x)
+        if self._resizes:
             x = _levels(x.double() @ self.columns.double().T)
             x = _levels(self.rows.double() @ x).to(self.mean.dtype)
         if self.crop is not None:
             top, left = ((have - want) // 2 for have, want in zip(x.shape[2:], self.crop, strict=True))
             x = x[:, :, top : top + self.crop[0], left : left + self.crop[1]]
-        return (x * self.scale - self.mean) / self.deviation
+        return x.mul_(self.scale).sub_(self.mean).div_(self.deviation)  # in place: memory costs more than arithmetic
 
 
 def _weights(before: int, after: int, filter_name: str) -> Tensor:

@@ -22,6 +22,10 @@ GroupNormGelu = Callable[[Tensor, Tensor], Tensor]
 """The op with its weights bound: (x [B, C, T], lengths [B]) -> y [B, C, T]."""
 
 
+PrepareNorm = Callable[[Tensor, Tensor, int, float], GroupNormGelu]
+"""An implementation of the op: binds weight, bias, groups and eps."""
+
+
 def check_group_norm_gelu(x: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> None:
     """Raise ValueError unless the shapes fit together and the lengths are from 0 to T.
 
@@ -64,17 +68,28 @@ def group_norm_gelu(x: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, gr
         ValueError: shapes, lengths or options do not fit.
     """
     check_group_norm_gelu(x, lengths, weight, bias, groups, eps)
-    batch, channels, frames = x.shape
+    valid = (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None]  # [B, 1, T]
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    valid = (torch.arange(frames, device=x.device) < lengths[:, None])[:, None]  # [B, 1, T]
-    values = torch.where(valid, x.to(wide), 0).reshape(batch, groups, channels // groups, frames)
+    normal = masked_group_norm(x.to(wide), lengths, weight.to(wide), bias.to(wide), groups, eps)
+    return torch.where(valid, functional.gelu(normal), 0).to(x.dtype)
+
+
+def masked_group_norm(x: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """The normalisation alone, in plain torch operations that can be exported; arguments as above, unchecked.
+
+    Returns:
+        `[B, C, T]` in the dtype of x; beyond the lengths anything finite.
+    """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    valid = (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None, None]  # [B, 1, 1, T]
+    batch, channels, frames = x.shape
+    values = torch.where(valid, x.reshape(batch, groups, channels // groups, frames).to(wide), 0)  # [B, G, C / G, T]
     count = (lengths.clamp(min=1) * (channels // groups))[:, None, None, None]
     mean = values.sum((2, 3), keepdim=True) / count
-    centred = torch.where(valid[:, None], values - mean, 0)
+    centred = torch.where(valid, values - mean, 0)
     variance = centred.square().sum((2, 3), keepdim=True) / count
-    normal = (centred * torch.rsqrt(variance + eps)).view(batch, channels, frames)
-    raised = functional.gelu(normal * weight.to(wide)[:, None] + bias.to(wide)[:, None])
-    return torch.where(valid, raised, 0).to(x.dtype)
+    normal = (centred * torch.rsqrt(variance + eps)).flatten(1, 2)
+    return (normal * weight.to(wide)[:, None] + bias.to(wide)[:, None]).to(x.dtype)
 
 
 def prepare(weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5) -> GroupNormGelu:
