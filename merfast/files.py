@@ -1,19 +1,22 @@
-"""Reading the files of a model directory: JSON and safetensors, with errors that name the file."""
+"""Files of a model directory: JSON and safetensors with errors that name the file, and what is written whole or not."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import safetensors
-import safetensors.torch
+import torch
 from torch import Tensor
 
-from merfast.errors import BundleError
+from merfast.errors import BundleError, ConfigError
 
 
 def read_json(file: Path) -> Mapping[str, Any]:
@@ -39,8 +42,15 @@ def read_json(file: Path) -> Mapping[str, Any]:
     return data
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file, by name, in memory of their own.
+def read_tensors(file: Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, by name.
+
+    Args:
+        file: to read.
+        mapped: leave the values in the file, of which only what is looked at is in memory, shared by all processes that
+            have it open. A tensor that is written to changes in this process alone. Replacing the file by another one
+            (renaming) changes nothing either; overwriting or shortening it in place does, as with a shared library.
+            False gives each tensor memory of its own.
 
     Raises:
         BundleError: missing, or not safetensors.
@@ -48,10 +58,18 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise BundleError(f"{file}: missing")
     try:
-        # Cloned: a tensor mapped from the file would change with it, and need not be aligned.
-        return {name: t.clone() for name, t in safetensors.torch.load_file(file).items()}
+        with safetensors.safe_open(file, framework="pt") as content:
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            return {name: _apart(t) if mapped else t.clone() for name, t in tensors.items()}
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(f"{file}: damaged or not safetensors: {error}") from error
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """The same memory as a storage of its own, which it is not in all versions of safetensors; copied if unaligned."""
+    if not tensor.numel() or tensor.data_ptr() % tensor.element_size():
+        return tensor.clone()
+    return torch.from_numpy(tensor.view(-1).view(torch.uint8).numpy()).view(tensor.dtype).view(tensor.shape)
 
 
 def check_values(file: Path, name: str, tensor: Tensor) -> None:
@@ -60,9 +78,12 @@ def check_values(file: Path, name: str, tensor: Tensor) -> None:
     Raises:
         BundleError: NaN, infinity, or a variance below 0.
     """
-    if name.endswith("running_var") and (tensor < 0).any():
+    if not tensor.numel():
+        return
+    least, most = torch.aminmax(tensor)  # both are NaN if one value is, and no copy is made
+    if name.endswith("running_var") and least < 0:
         raise BundleError(f"{file}: tensor {name!r}: got a negative variance, expected 0 or more")
-    if not tensor.isfinite().all():
+    if not (least.isfinite() and most.isfinite()):
         raise BundleError(f"{file}: tensor {name!r}: got NaN or infinite values, expected finite ones")
 
 
@@ -88,3 +109,23 @@ def replace_file(file: Path, data: bytes) -> None:
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, which takes its name when the block ends, and is removed if that fails.
+
+    Raises:
+        ConfigError: `path` is there, and is not an empty folder.
+        OSError: it cannot be written there.
+    """
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise ConfigError(f"{path}: exists, expected a new or an empty folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        yield part
+        part.chmod(0o755)
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -77,6 +77,35 @@ def face_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(str(error))
 
 
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of the hub's client for this test, no login, and the LFS protocol, as where hf_xet is not installed."""
+    client = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install 'merfast[hub]'")
+    folder = tmp_path / "hub-cache"
+    # Else asked of the hub, for the client's User-Agent.
+    (tmp_path / "agents.json").write_text('{"standardEnvVars": [], "harnesses": {}}')
+    for name, value in {
+        "AGENT_HARNESSES_PATH": str(tmp_path / "agents.json"),
+        "HF_HUB_CACHE": str(folder),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_OFFLINE": False,
+        "HF_TOKEN_PATH": str(tmp_path / "none"),
+    }.items():
+        monkeypatch.setattr(client.constants, name, value, raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield folder
+    client.close_session()
+
+
+@pytest.fixture
+def hub_server() -> Iterator[object]:
+    """A small hub on this machine; see `tests/hub_server.py`."""
+    from hub_server import running
+
+    with running() as there:
+        yield there
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of real data that MERFAST_DATA names."""

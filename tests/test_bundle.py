@@ -150,11 +150,6 @@ def test_not_a_directory(path):
         bundle.load(path)
 
 
-def test_hub_ids_are_not_supported():
-    with pytest.raises(BundleError, match="someone/model: not a directory; hub ids are not supported by this version"):
-        bundle.load("someone/model")
-
-
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_missing_files(copy, name):
     (copy / name).unlink()

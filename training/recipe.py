@@ -68,7 +68,7 @@ class TrainRecipe:
         batch: clips.
         drop_audio, drop_video: how often a modality is dropped from a clip, never both.
         noisy: how often the corrupted rendering of a clip is used.
-        feature_noise: standard deviation of noise on the feature vectors, relative to theirs.
+        feature_noise: standard deviation of noise on the feature vectors, or on each layer's, relative to theirs.
         frame_dropout: fraction of a clip's feature vectors that are left out.
         smoothing: of the labels.
         balance: power of the classes' inverse frequency in the loss; 0 is none, 1 is full.
@@ -126,8 +126,8 @@ class Source:
     """Where a stream's encoder comes from.
 
     Attributes:
-        source: for an encoder of kind "transformers", a local folder or a hub id; for the others, a bundle that has a
-            stream of that name, the packaged one if empty.
+        source: for an encoder of kind "transformers", a local folder, a hub id, or a bundle that has a stream of that
+            name; for the others such a bundle, the packaged one if empty.
         revision: of the hub id.
         download: whether it may be fetched from the hub.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from merfast import hub
 from merfast.errors import BundleError, ConfigError, UnavailableError
 from merfast.files import check_values, listed, read_json, read_tensors, replace_file
 
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"  # of a checkpoint to start from
 
 FAMILIES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "hubert": ("audio", "HubertConfig", "HubertModel", {}),
@@ -39,6 +41,7 @@ FAMILIES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 """`model_type` of `config.json` -> the modality it reads, transformers' classes, and arguments of the model."""
 
 _NESTED_PROCESSOR_FILE = "processor_config.json"  # what newer versions write for models of several modalities
+_FETCHED = (CONFIG_FILE, PROCESSOR_FILE, _NESTED_PROCESSOR_FILE, WEIGHTS_FILE, CARD_FILE)
 _MOST_LAYERS = 256
 _SWITCHES = {"dtype", "return_dict", "output_hidden_states", "output_attentions"}  # of a config, set by the caller
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -109,15 +112,46 @@ def load_pretrained(
         UnavailableError: transformers is not installed, or the hub's files cannot be had.
     """
     library()
+    return read(locate(source, revision, download=download), modality, whole=False)
+
+
+def locate(
+    source: str | Path, revision: str | None = None, *, download: bool = False, endpoint: str | None = None
+) -> Path:
+    """The folder of a checkpoint: `source` itself, or that of a hub id in the hub's local cache, named by the commit.
+
+    Args:
+        source, revision, download: as `load_pretrained` has them; a hub id may have the revision in it, as `id@main`.
+        endpoint: address of the hub, if another one.
+
+    Raises:
+        BundleError: neither a folder nor a hub id, or one without `model.safetensors`.
+        ConfigError: a revision of a folder.
+        UnavailableError: the hub's files cannot be had.
+    """
     folder = Path(source)
-    if folder.is_dir():
+    if source != "" and folder.is_dir():
         if revision is not None:
             raise ConfigError(f"revision: got {revision!r} with a folder, expected it with a hub id only")
-    elif isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        folder = _from_hub(source, revision, download)
-    else:
-        raise BundleError(f"{source}: not a directory, and no hub id like 'owner/name'")
-    return read(folder, modality, whole=False)
+        return folder
+    if (repo := hub.repository(source, revision)) is None:
+        raise BundleError(f"{source}: not a directory, and no hub id like 'owner/name' or 'owner/name@revision'")
+    if not download:
+        there = hub.cached(repo)
+        if there is None or not any(there.glob("*model*")):  # transformers may have looked at its config alone
+            raise UnavailableError(
+                f"{repo}: not a directory, and not in the hub's local cache; download=True (--download) gets it"
+            )
+        return there
+    there = hub.fetch(repo, _FETCHED, endpoint=endpoint)
+    if not (there / WEIGHTS_FILE).is_file():
+        names = hub.look(hub.Repository(repo.name, there.name), endpoint=endpoint).files
+        weights = [name for name in names if name.endswith((".safetensors", ".bin", ".h5", ".msgpack", ".pt", ".pth"))]
+        raise BundleError(
+            f"{repo}: got {', '.join(weights[:4]) or 'no weights'}, expected {WEIGHTS_FILE}: neither pickled "
+            "weights nor those in several files are read"
+        )
+    return there
 
 
 def outline(folder: Path, modality: str) -> Checkpoint:
@@ -143,12 +177,15 @@ def outline(folder: Path, modality: str) -> Checkpoint:
         _check_config(config)
         model = _outline(config)
     except Exception as error:  # transformers checks little by itself: a wrong entry may raise anything
-        raise BundleError(f"{file}: does not describe a model: {_line(error)}") from error
+        raise BundleError(f"{file}: does not describe a model: {hub.line(error)}") from error
     return Checkpoint(modality, model, _read_processor(folder))
 
 
 def read(folder: Path, modality: str, *, whole: bool = True) -> Checkpoint:
     """The checkpoint in a folder, in evaluation mode on the CPU, in fp32.
+
+    Weights that are stored in fp32 stay mapped from the file (`read_tensors`): training them changes the process's own
+    copy, and what replaces the file later changes nothing.
 
     Args:
         folder: holds `config.json`, `preprocessor_config.json` and `model.safetensors`.
@@ -165,7 +202,7 @@ def read(folder: Path, modality: str, *, whole: bool = True) -> Checkpoint:
         raise BundleError(f"{file}: missing; got {', '.join(others)}, which is pickle and never read")
     if not file.is_file() and (folder / f"{WEIGHTS_FILE}.index.json").is_file():
         raise BundleError(f"{file}: missing; got weights in several files, expected one")
-    tensors = read_tensors(file)
+    tensors = read_tensors(file, mapped=True)
     count = sum(p.numel() for p in described.model.parameters())
     if count > file.stat().st_size:  # before memory is taken for what a config only claims
         raise BundleError(f"{file}: got {file.stat().st_size} bytes, expected at least {count}, one for each weight")
@@ -188,7 +225,7 @@ def read(folder: Path, modality: str, *, whole: bool = True) -> Checkpoint:
                 **arguments,
             )
     except Exception as error:
-        raise BundleError(f"{file}: does not fit {folder / CONFIG_FILE}: {_line(error)}") from error
+        raise BundleError(f"{file}: does not fit {folder / CONFIG_FILE}: {hub.line(error)}") from error
     missing = set(report["missing_keys"])
     if not whole and "masked_spec_embed" in missing:  # in training alone, and some checkpoints lack it
         nn.init.zeros_(model.masked_spec_embed)
@@ -214,6 +251,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
         with _unnoticed():
             checkpoint.model.save_pretrained(part, max_shard_size="1TB")  # type: ignore[operator]
+        shutil.copymode(Path(part) / CONFIG_FILE, Path(part) / WEIGHTS_FILE)  # safetensors keeps it from others
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             with (Path(part) / name).open("rb+") as file:
                 os.fsync(file.fileno())
@@ -259,7 +297,7 @@ def _outline(config: Any) -> nn.Module:
     *_, model_class, arguments = FAMILIES[config.model_type]
     with _unnoticed(), torch.device("meta"):
         model: nn.Module = getattr(library(), model_class)(config, **arguments)
-    return model.eval()
+    return model.to("meta").eval()  # some parameters are made in a way that heeds no device
 
 
 def _read_processor(folder: Path) -> Mapping[str, Any]:
@@ -274,35 +312,18 @@ def _read_processor(folder: Path) -> Mapping[str, Any]:
     return inner
 
 
-def _from_hub(name: str, revision: str | None, download: bool) -> Path:
-    hub = importlib.import_module("huggingface_hub")  # comes with transformers
-    files = [CONFIG_FILE, PROCESSOR_FILE, _NESTED_PROCESSOR_FILE, WEIGHTS_FILE]
-    try:
-        with _unnoticed(bars=True):
-            return Path(
-                hub.snapshot_download(name, revision=revision, allow_patterns=files, local_files_only=not download)
-            )
-    except Exception as error:  # of the hub's, of its HTTP client's, of the system's
-        hint = "" if download else "; download=True gets it"
-        raise UnavailableError(f"{name}: cannot be had from the hub{hint}: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 @contextmanager
-def _unnoticed(*, bars: bool = False) -> Iterator[None]:
+def _unnoticed() -> Iterator[None]:
     """No progress bars and reports of transformers, and no random numbers taken."""
     log = library().utils.logging
     level, shown = log.get_verbosity(), log.is_progress_bar_enabled()
     try:
         log.set_verbosity_error()
-        if shown and not bars:
+        if shown:
             log.disable_progress_bar()
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         log.set_verbosity(level)
-        if shown and not bars:
+        if shown:
             log.enable_progress_bar()
