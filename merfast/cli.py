@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 from merfast import __version__
+from merfast.cli_bundle import add_bundle, add_compile, add_info
 from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
 
 if TYPE_CHECKING:
-    from merfast.bundle import Bundle
     from merfast.engine import Engine
     from merfast.types import Failure, Prediction
 
@@ -30,6 +31,11 @@ MEDIA_SUFFIXES = (
 
 _PORTION = 64
 """Files that go to the engine at a time; their results are written before the next."""
+
+_ENGINE_OPTIONS = (
+    *("device", "precision", "runtime", "faces", "detector", "detector_model", "decoder", "kernels"),
+    "threads",
+)
 
 _FAILED, _USAGE, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 130, 141
 
@@ -43,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _repair_streams()
     options = _parser().parse_args(argv)
+    log = logging.getLogger("merfast")
+    notes = _Notes(logging.INFO)
+    level, propagate = log.level, log.propagate
     try:
+        log.addHandler(notes)
+        log.setLevel(logging.INFO)
+        log.propagate = False  # some libraries set up the root logger when they are imported
         with warnings.catch_warnings():
             warnings.simplefilter("always", UntrainedWarning)
             warnings.showwarning = _show_warning
@@ -59,7 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MerfastError, OSError) as error:
         _say(str(error))
         return _FAILED if isinstance(error, MediaError) else _USAGE
+    finally:
+        log.removeHandler(notes)
+        log.setLevel(level)
+        log.propagate = propagate
     return status
+
+
+class _Notes(logging.Handler):
+    """Shows what the library has to say while it works, such as that it compiles an encoder."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(record.getMessage())
 
 
 def _repair_streams() -> None:
@@ -94,9 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--quiet", action="store_true", help="no progress, and no table beside --csv FILE")
     predict.set_defaults(run=_predict, usage_error=predict.error)
 
-    info = commands.add_parser("info", help="describe a bundle")
-    info.add_argument("bundle", nargs="?", metavar="DIR", help="bundle directory (default: the packaged one)")
-    info.set_defaults(run=_info)
+    add_info(commands)
+    add_bundle(commands)
+    add_compile(commands)
 
     plan = commands.add_parser("plan", parents=[engine], help="show which implementation runs each step, and why")
     plan.set_defaults(run=_plan)
@@ -115,8 +138,16 @@ def _parser() -> argparse.ArgumentParser:
 def _engine_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("engine options")
-    group.add_argument("--bundle", metavar="DIR", help="model to use (default: the packaged mini bundle)")
+    group.add_argument(
+        "--bundle", metavar="DIR", help="model to use, or hub id that was pulled (default: the packaged one)"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--precision", default="auto", help="of foundation models: auto, fp32, bf16, or int8 (CPU)")
+    group.add_argument(
+        "--runtime",
+        default="auto",
+        help="what runs foundation models: auto, torch, openvino, onnxruntime, or tensorrt (on a GPU)",
+    )
     group.add_argument("--faces", default="main", help="main, or all for every face")
     group.add_argument("--detector", default="auto", help="auto, yunet, haar, or none for the voice alone")
     group.add_argument("--detector-model", metavar="FILE", help="YuNet's ONNX file, if not fetched")
@@ -133,8 +164,7 @@ def _engine_options() -> argparse.ArgumentParser:
 def _engine(options: argparse.Namespace) -> Engine:
     from merfast.engine import Engine
 
-    names = ("bundle", "device", "faces", "detector", "detector_model", "decoder", "kernels", "threads")
-    return Engine(**{name: getattr(options, name) for name in names})
+    return Engine(options.bundle, **{name: getattr(options, name) for name in _ENGINE_OPTIONS})
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -279,43 +309,16 @@ def _no_progress(done: int, count: int) -> Iterator[None]:
     yield None
 
 
-def _info(options: argparse.Namespace) -> int:
-    from merfast import bundle as bundles
-
-    for label, values in _describe(bundles.load(options.bundle)):
-        for i, value in enumerate(values):
-            print(f"{'' if i else label:<15}{value}")
-    return 0
-
-
-def _describe(bundle: Bundle) -> list[tuple[str, list[str]]]:
-    config, pre = bundle.config, bundle.config.preprocessing
-    parameters = sum(p.numel() for p in bundle.model.parameters())
-    stored = sum(f.stat().st_size for f in bundle.path.rglob("*") if f.is_file())
-    mix = zip(config.fusion.structures, config.fusion.mix, strict=True)
-    return [
-        ("bundle", [config.name]),
-        ("trained", ["yes" if config.trained else "no: its predictions mean nothing"]),
-        ("directory", [str(bundle.path)]),
-        ("streams", [f"{s.name}: {s.modality}, {s.encoder}, {s.dim} wide" for s in config.streams]),
-        ("structures", [f"{name}, {weight:.0%} of the average" for name, weight in mix]),
-        ("size", [f"{parameters:,} parameters, {stored / 1e6:.1f} MB on disk"]),
-        (
-            "preprocessing",
-            [
-                f"voice at {pre.sample_rate} Hz, {pre.frame_rate:g} faces a second of {pre.crop_size} pixels",
-                f"windows up to {pre.max_window:g} s",
-            ],
-        ),
-        ("metrics", [f"{name}: {value}" for name, value in config.metrics.items()] or ["none recorded"]),
-        ("licence", [config.licence or "not stated"]),
-        ("provenance", [f"{name}: {value}" for name, value in config.provenance.items()] or ["not stated"]),
-    ]
-
-
 def _plan(options: argparse.Namespace) -> int:
-    warnings.simplefilter("ignore", UntrainedWarning)  # nothing is predicted
-    print(_engine(options).plan)
+    from merfast import bundle as bundles
+    from merfast.config import EngineConfig
+    from merfast.plan import make_plan
+
+    given = {name: getattr(options, name) for name in _ENGINE_OPTIONS}
+    if given["detector_model"] is not None:
+        given["detector_model"] = Path(given["detector_model"])
+    # Not from an engine, which would compile what is not compiled yet.
+    print(make_plan(EngineConfig(**given), bundles.read_config(bundles.directory(options.bundle))))
     return 0
 
 

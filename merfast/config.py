@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from merfast.errors import BundleError, ConfigError
-from merfast.types import EMOTIONS, SAMPLE_RATE
+from merfast.types import EMOTIONS, MODALITIES, SAMPLE_RATE, Modality
 
 FORMAT_VERSION = 1
 STRUCTURES = ("flat", "hierarchical", "guided")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "precision": ("auto", "fp32"),
+    "precision": ("auto", "fp32", "bf16", "int8"),
+    "runtime": ("auto", "torch", "openvino", "onnxruntime", "tensorrt"),
     "decoder": ("auto", "pyav", "decord"),
     "detector": ("auto", "yunet", "haar", "none"),
     "kernels": ("auto", "reference", "cpp", "cpp-generic", "cpp-avx2", "cpp-avx512", "triton"),
@@ -30,6 +31,7 @@ class EngineConfig:
 
     device: str = "auto"
     precision: str = "auto"
+    runtime: str = "auto"
     decoder: str = "auto"
     detector: str = "auto"
     detector_model: Path | None = None
@@ -174,6 +176,12 @@ class BundleConfig:
         self.fusion.check()
         for stream in self.streams:
             stream.check()
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the streams read, "audio" first."""
+        read = {s.modality for s in self.streams}
+        return tuple(m for m in MODALITIES if m in read)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

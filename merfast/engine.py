@@ -16,21 +16,24 @@ import numpy as np
 import torch
 
 from merfast import bundle as bundles
+from merfast import compiled
 from merfast.config import EngineConfig
 from merfast.errors import BundleError, ConfigError, MediaError, MerfastError, UnavailableError, UntrainedWarning
 from merfast.media.faces import make_detector
 from merfast.media.source import Source, is_file_object, source_name
 from merfast.media.windows import WindowSpec
 from merfast.models.model import inputs_of
-from merfast.ops import afg_cpu, decode_cpu
+from merfast.ops import afg_cpu, decode_cpu, group_norm_gelu_cpu
 from merfast.ops.afg import Prepare
 from merfast.ops.decode import PrepareDecode
+from merfast.ops.group_norm_gelu import PrepareNorm
 from merfast.pipeline import ItemReader, Prefetch, prefetch_each
 from merfast.plan import Plan, make_plan
 from merfast.types import EMOTIONS, Batch, Failure, Prediction, Window, combine
 
 _QUEUED_WINDOWS = 4  # of one item, read ahead of the model
 _TIMELINE_BATCH = 8  # windows that a timeline predicts at a time
+_CPU_SECONDS = 16.0  # of media that go through foundation models at a time on the CPU: more takes memory, no less time
 
 
 @dataclass
@@ -45,17 +48,20 @@ class Engine:
     """Predicts emotion and valence from talking-face media; safe to use from many threads.
 
     Args:
-        bundle: a bundle directory; None is the packaged mini bundle.
+        bundle: a bundle directory, or a hub id that `merfast bundle pull` got; None is the packaged mini bundle.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "auto" or "fp32".
+        precision: of foundation models (HuBERT, ViT, ...): "fp32", "bf16", or "int8" (on the CPU); "auto" is fp32.
+            All else is fp32.
+        runtime: what runs foundation models: "torch", "openvino" or "onnxruntime" (on the CPU), "tensorrt" (on a GPU),
+            or "auto". They are compiled for it when first needed, and kept in the bundle's folder `compiled`.
         decoder: "auto", "pyav" or "decord".
         detector: of faces: "auto" (YuNet if its file is at hand, else Haar), "yunet", "haar", or "none" for voice only.
         detector_model: YuNet's ONNX file.
         kernels: "auto", "reference", "cpp" (the widest vectors here), "cpp-generic", "cpp-avx2",
             "cpp-avx512", or "triton" (on a GPU).
         faces: "main" predicts the main face of each item, "all" every face.
-        threads: CPU threads for decoding and for kernels; None leaves it to the number of cores. The encoders follow
-            `torch.set_num_threads`, which is the caller's to set.
+        threads: CPU threads for decoding, for kernels and for compiled encoders; None leaves it to the number of cores.
+            Encoders that run in torch follow `torch.set_num_threads`, which is the caller's to set.
         batch_seconds: how many seconds of media go through the model at a time, at most (but one window at least).
 
     Raises:
@@ -73,6 +79,7 @@ class Engine:
         *,
         device: str = "auto",
         precision: str = "auto",
+        runtime: str = "auto",
         decoder: str = "auto",
         detector: str = "auto",
         detector_model: str | Path | None = None,
@@ -87,6 +94,7 @@ class Engine:
         self.config = EngineConfig(
             device=device,
             precision=precision,
+            runtime=runtime,
             decoder=decoder,
             detector=detector,
             detector_model=None if detector_model is None else Path(detector_model),
@@ -96,16 +104,21 @@ class Engine:
             batch_seconds=batch_seconds,
         )
         _check_process()
-        self.bundle = bundles.load(bundle)
-        if not self.bundle.config.trained:
-            message = f"bundle {self.bundle.config.name!r} is untrained: its predictions mean nothing"
-            warnings.warn(message, UntrainedWarning, stacklevel=2)
-        self.plan: Plan = make_plan(self.config, self.bundle.config)
+        root = bundles.directory(bundle)
+        described = bundles.read_config(root)
+        self.plan: Plan = make_plan(self.config, described)
         if self.plan.choice("faces") != "none":
             make_detector(self.plan.choice("faces"), self.plan.detector_model)  # a bad file is refused here, not later
         self._threads = threads or len(os.sched_getaffinity(0))
         self._device = torch.device(self.plan.choice("device"))
+        targets = compiled.targets_of(described, self.plan, self._threads)
+        self.bundle = compiled.load(root, described, targets, _norm_kernel(self.plan.choice("afg"), self._threads))
+        if not described.trained:
+            message = f"bundle {described.name!r} is untrained: its predictions mean nothing"
+            warnings.warn(message, UntrainedWarning, stacklevel=2)
         self._model = self.bundle.model.to(self._device)
+        slow = self._device.type == "cpu" and bool(self._model.foundations)
+        self._pass_seconds = min(batch_seconds, _CPU_SECONDS) if slow else batch_seconds
         gather = _gather_kernel(self.plan.choice("afg"), self._threads)
         self._model.accelerate(gather, _decode_kernel(self.plan.choice("joint decoding")))
 
@@ -233,7 +246,7 @@ class Engine:
                 source,
                 source_name(source, i),
                 self.plan,
-                self.bundle.config.preprocessing,
+                self.bundle.config,
                 spec,
                 every_face=every == "all",
                 threads=threads,
@@ -265,7 +278,7 @@ class Engine:
                         item.groups.append([None] * len(group))
                         waiting += [(item, len(item.groups) - 1, p, w) for p, w in enumerate(group)]
                         cost += sum(w.end - w.start for w in group)
-                        if cost >= self.config.batch_seconds:
+                        if cost >= self._pass_seconds:
                             yield from flush()
                             cost = 0.0
                 except MerfastError as failure:
@@ -285,12 +298,12 @@ class Engine:
         return [_prediction(name, w, *(next(results) if w.modalities else nothing)) for name, w in windows]
 
     def _run(self, windows: Sequence[Window]) -> list[tuple[np.ndarray, float]]:
-        """Posterior `[6]` and valence of each window, in passes of at most `batch_seconds`."""
+        """Posterior `[6]` and valence of each window, in passes of so many seconds at most."""
         out: list[tuple[np.ndarray, float]] = []
         rest = list(windows)
         while rest:
             ends = np.cumsum([w.end - w.start for w in rest])
-            count = max(1, int(np.searchsorted(ends, self.config.batch_seconds, side="right")))
+            count = max(1, int(np.searchsorted(ends, self._pass_seconds, side="right")))
             with torch.inference_mode():
                 audio, crops = inputs_of(Batch.pack(rest[:count]), self._device)
                 posterior, valence = self._model(audio, crops)
@@ -337,6 +350,17 @@ def _decode_kernel(choice: str) -> PrepareDecode | None:
 
         return decode_triton.prepare
     return partial(decode_cpu.prepare, isa=choice.removeprefix("cpp-")) if choice.startswith("cpp-") else None
+
+
+def _norm_kernel(choice: str, threads: int) -> PrepareNorm | None:
+    """What the masked GroupNorm of speech models runs on, None for the reference."""
+    if choice == "triton":
+        from merfast.ops import group_norm_gelu_triton
+
+        return group_norm_gelu_triton.prepare
+    if choice.startswith("cpp-"):
+        return partial(group_norm_gelu_cpu.prepare, isa=choice.removeprefix("cpp-"), threads=threads)
+    return None
 
 
 def _check_process() -> None:

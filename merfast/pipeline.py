@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from merfast.config import Preprocessing
+from merfast.config import BundleConfig
 from merfast.errors import MediaError, MerfastError
 from merfast.media.decode import open_media
 from merfast.media.faces import make_detector
@@ -144,7 +144,7 @@ class ItemReader:
         source: Source,
         name: str,
         plan: Plan,
-        preprocessing: Preprocessing,
+        config: BundleConfig,
         spec: WindowSpec,
         *,
         every_face: bool,
@@ -152,7 +152,8 @@ class ItemReader:
     ) -> None:
         self.name = name
         self.warnings: list[str] = []
-        self._source, self._plan, self._preprocessing, self._spec = source, plan, preprocessing, spec
+        self._source, self._plan, self._spec = source, plan, spec
+        self._preprocessing, self._reads = config.preprocessing, config.modalities
         self._every_face, self._threads = every_face, threads
 
     def __iter__(self) -> Iterator[list[Window]]:
@@ -171,7 +172,7 @@ class ItemReader:
 
     def _windows(self) -> Iterator[list[Window]]:
         detector = self._plan.choice("faces")
-        given = isinstance(self._source, Clip) and self._source.faces == "given"
+        given = isinstance(self._source, Clip) and self._source.faces == "given" and "video" in self._reads
         media = open_media(
             self._source,
             name=self.name,
@@ -183,7 +184,9 @@ class ItemReader:
         try:
             self.warnings = media.info.warnings
             faces = self._face_source(detector, given)
-            windower = Windower(media, faces, self._spec, self._preprocessing, every_face=self._every_face)
+            windower = Windower(
+                media, faces, self._spec, self._preprocessing, every_face=self._every_face, reads=self._reads
+            )
             yield from windower.run()
         finally:
             media.close()

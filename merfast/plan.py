@@ -6,8 +6,19 @@ import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from merfast.config import BundleConfig, EngineConfig
+from merfast.config import BundleConfig, EngineConfig, StreamConfig
 from merfast.errors import UnavailableError
+
+FOUNDATION = "transformers"
+"""Kind of the encoders that are compiled."""
+
+# Runtimes, the fastest first -> precisions that they have.
+_CPU_RUNTIMES: dict[str, tuple[str, ...]] = {
+    "openvino": ("fp32", "bf16"),
+    "onnxruntime": ("fp32", "int8"),
+    "torch": ("fp32", "bf16"),
+}
+_GPU_RUNTIMES: dict[str, tuple[str, ...]] = {"torch": ("fp32", "bf16"), "tensorrt": ("fp32", "bf16")}
 
 
 @dataclass(frozen=True)
@@ -50,17 +61,14 @@ def make_plan(config: EngineConfig, bundle: BundleConfig) -> Plan:
         UnavailableError: something chosen explicitly does not exist here.
     """
     device = _device(config)
-    faces, model = _faces(config)
-    encoders = [
-        Step(f"encode {s.name}", "torch", f"{s.encoder}, the only runtime of this version") for s in bundle.streams
-    ]
+    faces, model = _faces(config, bundle)
     steps = (
         device,
-        Step("precision", "fp32", "chosen" if config.precision == "fp32" else "the only one of this version"),
+        _precision(config, bundle),
         _decode(config),
         faces,
         _crop(config),
-        *encoders,
+        *(_encode(config, stream, device.implementation) for stream in bundle.streams),
         _afg(config, device.implementation),
         _joint_decoding(config, device.implementation),
     )
@@ -82,6 +90,54 @@ def _device(config: EngineConfig) -> Step:
     return Step("device", f"cuda:{index}", "chosen")
 
 
+def _precision(config: EngineConfig, bundle: BundleConfig) -> Step:
+    if config.runtime not in ("auto", "torch") and not any(s.encoder == FOUNDATION for s in bundle.streams):
+        expected = "expected torch: the bundle has no foundation models, and its own encoders run in torch"
+        raise UnavailableError(f"runtime: got {config.runtime!r}, {expected}")
+    if config.precision in ("auto", "fp32"):
+        return Step("precision", "fp32", "exact" if config.precision == "auto" else "chosen")
+    if not any(s.encoder == FOUNDATION for s in bundle.streams):
+        expected = "expected fp32: the bundle has no foundation models, and its own encoders run in fp32"
+        raise UnavailableError(f"precision: got {config.precision!r}, {expected}")
+    return Step("precision", config.precision, "chosen; of the foundation models, all else is fp32")
+
+
+def _encode(config: EngineConfig, stream: StreamConfig, device: str) -> Step:
+    """What runs an encoder. Order of the runtimes: what was measured (`benchmarks/bench_encoders.py`)."""
+    step = f"encode {stream.name}"
+    if stream.encoder != FOUNDATION:
+        return Step(step, "torch", f"{stream.encoder} is small")
+    precision = "fp32" if config.precision == "auto" else config.precision
+    offered = _CPU_RUNTIMES if device == "cpu" else _GPU_RUNTIMES
+    refused: list[str] = []
+    for runtime in offered if config.runtime == "auto" else (config.runtime,):
+        if runtime not in offered:
+            why = (runtime == "tensorrt" and _missing(runtime, precision)) or f"does not run on {device}"
+        else:
+            why = "" if precision in offered[runtime] else f"has no {precision} on {device}"
+        if not (why := (why or _missing(runtime, precision)).removeprefix(f"{runtime} ")):
+            reason = "; ".join(refused) or "the fastest" if config.runtime == "auto" else "chosen"
+            return Step(step, f"{runtime} {precision}", reason)
+        if config.runtime != "auto":
+            raise UnavailableError(f"runtime {runtime!r}: {why}")
+        refused.append(f"{runtime}: {why}")
+    raise UnavailableError(f"precision {precision!r}: {'; '.join(refused)}")
+
+
+def _missing(runtime: str, precision: str) -> str:
+    """Why a runtime cannot be used here, or nothing."""
+    from merfast.runtime import onnx, openvino, ort, tensorrt
+
+    if runtime == "openvino":
+        why = openvino.missing()
+        return why or ("" if precision == "fp32" or openvino.has_bf16() else "needs a CPU that multiplies in bf16")
+    if runtime == "onnxruntime":
+        return ort.missing() or onnx.missing()
+    if runtime == "tensorrt":
+        return tensorrt.available() or onnx.missing()
+    return ""
+
+
 def _decode(config: EngineConfig) -> Step:
     if config.decoder == "decord":
         if importlib.util.find_spec("decord") is None:
@@ -90,10 +146,12 @@ def _decode(config: EngineConfig) -> Step:
     return Step("decode", "pyav", "chosen" if config.decoder == "pyav" else "fastest and leanest on the CPU")
 
 
-def _faces(config: EngineConfig) -> tuple[Step, Path | None]:
+def _faces(config: EngineConfig, bundle: BundleConfig) -> tuple[Step, Path | None]:
     from merfast.media import yunet
 
     given = config.detector_model
+    if "video" not in bundle.modalities:
+        return Step("faces", "none", "the bundle reads no video"), None
     if config.detector == "none":
         return Step("faces", "none", "chosen"), None
     if config.detector == "haar":

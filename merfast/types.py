@@ -26,6 +26,8 @@ ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 Modality = Literal["audio", "video"]
 
+MODALITIES: tuple[Modality, ...] = ("audio", "video")
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,16 @@ def test_yunet_is_taken_when_its_file_is_here(tmp_path: Path, monkeypatch: pytes
     assert plan().choice("faces") == "yunet"
     assert plan(detector="haar").choice("faces") == "haar"
     assert plan(detector="none").choice("faces") == "none"
+
+
+def test_no_faces_are_looked_for_where_none_are_read(tmp_path: Path) -> None:
+    voice = replace(BUNDLE, streams=tuple(s for s in BUNDLE.streams if s.modality == "audio"))
+    for options in ({}, {"detector": "haar"}, {"detector": "yunet"}, {"detector_model": tmp_path / "none.onnx"}):
+        made = make_plan(EngineConfig(**options), voice)
+        assert (made.choice("faces"), reason(made, "faces")) == ("none", "the bundle reads no video")
+        assert made.detector_model is None
+    face = replace(BUNDLE, streams=tuple(s for s in BUNDLE.streams if s.modality == "video"))
+    assert make_plan(EngineConfig(detector="haar"), face).choice("faces") == "haar"
 
 
 @pytest.mark.filterwarnings("ignore::merfast.UntrainedWarning")

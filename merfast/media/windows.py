@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from merfast.config import Preprocessing
 from merfast.media.audio import AudioBuffer
 from merfast.media.decode import AudioChunk, Media
 from merfast.media.tracks import FacesAt, FaceSource
-from merfast.types import SAMPLE_RATE, FloatArray, Window
+from merfast.types import MODALITIES, SAMPLE_RATE, FloatArray, Modality, Window
 
 TAIL = 0.05
 """Seconds: a rest shorter than this does not get a window of its own."""
@@ -52,6 +52,7 @@ class Windower:
         spec: where to cut.
         preprocessing: of the bundle.
         every_face: whether to give windows of other faces, too.
+        reads: what the bundle reads; the rest is missing from every window.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class Windower:
         preprocessing: Preprocessing,
         *,
         every_face: bool,
+        reads: Sequence[Modality] = MODALITIES,
     ) -> None:
         self._media, self._faces = media, faces
         self._spec, self._preprocessing = spec, preprocessing
-        self._every_face = every_face
+        self._every_face, self._reads = every_face, reads
         self._audio = AudioBuffer()
         self._seen: list[FacesAt] = []
         self._seen_until = -math.inf
@@ -142,6 +144,8 @@ class Windower:
 
     def _hear(self, start: float, end: float) -> tuple[FloatArray, dict[str, str]]:
         audio = self._audio.read(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE))
+        if "audio" not in self._reads:
+            return audio[:0], {"audio": "this bundle reads no audio"}
         if not self._media.info.has_audio:
             return audio, {"audio": "no audio track"}
         if "audio" in self._media.info.unreadable:
@@ -169,6 +173,8 @@ class Windower:
         return [main, *sorted(others, key=lambda t: (-counts[t], t))]
 
     def _no_face(self, sampled: int) -> str:
+        if "video" not in self._reads:
+            return "this bundle reads no video"
         if not self._media.info.has_video:
             return "no video track"
         if self._faces is None:
