@@ -291,12 +291,14 @@ def test_tables_become_what_they_say() -> None:
 
 
 def test_pretrained_encoders_are_fused(tiny: Path, tmp_path: Path, face_clip: Path) -> None:
-    """Streams from checkpoints in transformers' format, from labelled clips to a bundle that predicts."""
+    """Streams from a checkpoint and from a created bundle, from labelled clips to a bundle that predicts."""
     pytest.importorskip("transformers")
     import tiny_checkpoints
 
-    for name in ("hubert", "vit"):
-        tiny_checkpoints.write(tmp_path / name, name)
+    from merfast.create import create
+
+    tiny_checkpoints.write(tmp_path / "hubert", "hubert")
+    create(tmp_path / "vit", video=[tiny_checkpoints.write(tmp_path / "checkpoint", "vit")])
     write_clips(tmp_path / "data", [(str(face_clip), "happy", "3", "s5", "test")])
     head, _, tail = tiny.read_text().partition("[[streams]]")
     streams = [

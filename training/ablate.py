@@ -74,7 +74,7 @@ def _has(project: Project, part: Part, modality: str) -> bool:
     """Whether clips of both training and validation have that modality."""
     names = [s.name for s in project.recipe.streams if s.modality == modality]
     each = [project.features(samples, Variant())[1] for samples in (part.train, part.val)]
-    return all(any(len(data.streams[name].values) for name in names) for data in each)
+    return all(any(data.streams[name].lengths.any() for name in names) for data in each)
 
 
 def _row(name: str, results: Mapping[tuple[str, str], Scores], which: str) -> dict[str, Any]:

@@ -240,13 +240,14 @@ def branch_posteriors(project: Project, data: FeatureSet) -> dict[str, npt.NDArr
     The face's is the mean of its log-posteriors over the pictures, the voice's that of log-mel and prosody branch.
     """
     with torch.inference_mode():
-        pictures = data.streams[FACE]
+        features = data.pick(torch.arange(len(data)))
+        pictures = features[FACE]
         logs = load(project, FACE).classify(pictures.values).log_softmax(-1)
         sums = logs.new_zeros(len(pictures), logs.shape[1]).index_add(0, set_index(pictures.offsets), logs)
         by_face = (sums / pictures.lengths.clamp(min=1)[:, None]).softmax(-1)
         spoken = load(project, VOICE)
-        by_voice = spoken.classify(spoken.gather(data.streams[VOICE])).softmax(-1)
-        by_prosody = load(project, PROSODY).classify(_only_rows(data.streams[PROSODY])).softmax(-1)
+        by_voice = spoken.classify(spoken.gather(features[VOICE])).softmax(-1)
+        by_prosody = load(project, PROSODY).classify(_only_rows(features[PROSODY])).softmax(-1)
     heard = 0.5 * (by_voice + by_prosody)
     return {"face": by_face.double().numpy(), "voice": heard.double().numpy()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merfast.models.fusion import AFG, fuse
+from merfast.models.layers import Layers
 from merfast.models.model import FusedModel
 from merfast.ops.decode import Decoded
 from merfast.ops.ragged import Ragged, offsets_from, set_index, take
 from merfast.types import EMOTIONS
 from training.data import DataError, Sample
 from training.recipe import TrainRecipe
+from training.states import Stacks, gatherings
 from training.store import Entry
 
 
@@ -26,14 +29,14 @@ class FeatureSet:
     """Features of W windows of N clips, with the clips' labels.
 
     Attributes:
-        streams: stream name -> W sets of vectors.
+        streams: stream name -> W sets of vectors, or of the states that the head gathers them from.
         clips: `[W]` int64, the clip that each window belongs to.
         seconds: `[W]` float64, duration of each window.
         emotions: `[N]` int64, -1 without a label.
         valences: `[N]` float32, NaN without a label.
     """
 
-    streams: dict[str, Ragged]
+    streams: dict[str, Ragged | Stacks]
     clips: Tensor
     seconds: Tensor
     emotions: Tensor
@@ -44,12 +47,7 @@ class FeatureSet:
         """Pack entries, one for each sample."""
         windows = [w for e in entries for w in e.windows]
         names = list(windows[0]) if windows else []
-        streams = {
-            name: Ragged(
-                torch.cat([w[name] for w in windows]), offsets_from(torch.tensor([len(w[name]) for w in windows]))
-            )
-            for name in names
-        }
+        streams = {name: _packed([w[name] for w in windows]) for name in names}
         emotions = [-1 if s.emotion is None else s.emotion for s in samples]
         valences = [float("nan") if s.valence is None else s.valence for s in samples]
         return cls(
@@ -61,11 +59,22 @@ class FeatureSet:
         )
 
     def pick(self, rows: Tensor) -> dict[str, Ragged]:
-        """The features of those windows."""
-        return {name: take(r, rows) for name, r in self.streams.items()}
+        """The features of those windows: `[N, D]`, or `[N, L, D]` where they are states."""
+        return {n: r.pick(rows) if isinstance(r, Stacks) else take(r, rows) for n, r in self.streams.items()}
+
+    @property
+    def depth(self) -> int:
+        """Most vectors that are kept of one."""
+        return max([r.depth for r in self.streams.values() if isinstance(r, Stacks)], default=1)
 
     def __len__(self) -> int:
         return len(self.clips)
+
+
+def _packed(sets: Sequence[Tensor]) -> Ragged | Stacks:
+    if sets[0].ndim == 3:
+        return Stacks(tuple(sets))
+    return Ragged(torch.cat(list(sets)), offsets_from(torch.tensor([len(s) for s in sets])))
 
 
 def keep(x: Ragged, mask: Tensor) -> Ragged:
@@ -80,10 +89,12 @@ def without(x: Ragged, absent: Tensor) -> Ragged:
 
 
 class Head(nn.Module):
-    """All of a `FusedModel` but its encoders, and what its loss learns: features in, what each structure says out.
+    """All of a `FusedModel` that learns, and what its loss learns: features in, what each structure says out.
+
+    Of the encoders, these are the gatherings over their layers.
 
     Args:
-        model: whose structures and decoder are used, not copied.
+        model: whose structures, decoder and gatherings are used, not copied.
         recipe: for the ablations.
     """
 
@@ -92,6 +103,7 @@ class Head(nn.Module):
     def __init__(self, model: FusedModel, recipe: TrainRecipe) -> None:
         super().__init__()
         self.structures, self.decoder = model.structures, model.decoder
+        self.layers = nn.ModuleDict(gatherings(model))
         self.parallel = recipe.decoding == "parallel"
         if recipe.gathering == "mean":
             for parent in list(self.structures.modules()):
@@ -103,12 +115,21 @@ class Head(nn.Module):
         self.register_buffer("mix", model.mix.clone(), persistent=False)
 
     def forward(self, features: Mapping[str, Ragged]) -> Decoded:
-        z = torch.stack(fuse(self.structures.values(), features))
+        z = torch.stack(fuse(self.structures.values(), self.gather(features)))
         out: Decoded = self.decoder(z)
         if self.parallel:
             # The valence head sees a constant in the posterior's place: it learns nothing from the emotions' side.
             blind = torch.full_like(out.posterior, 1 / len(EMOTIONS))
             return Decoded(out.logits, out.posterior, self._valence(z, blind))
+        return out
+
+    def gather(self, features: Mapping[str, Ragged]) -> dict[str, Ragged]:
+        """States `[N, L, D]` of layers -> `[N, D]`, as the encoder does it; other features as they are."""
+        out = dict(features)
+        for name, layers in self.layers.items():
+            states, offsets = features[name].values, features[name].offsets
+            vectors = cast(Layers, layers).gather(state.float() for state in states.unbind(1))
+            out[name] = Ragged(vectors, offsets)
         return out
 
     def _valence(self, z: Tensor, posterior: Tensor) -> Tensor:
@@ -153,10 +174,10 @@ class Batches:
         if len({len(r) for r in renderings}) != 1:
             raise DataError(f"renderings: got {[len(r) for r in renderings]} windows, expected as many in each")
         self.renderings, self.modalities, self.recipe = renderings, modalities, recipe
-        self.scale = {name: float(r.values.std()) if r.values.numel() else 1.0 for name, r in self._first.items()}
+        self.scale = {name: _scale(r) for name, r in self._first.items()}
 
     @property
-    def _first(self) -> dict[str, Ragged]:
+    def _first(self) -> dict[str, Ragged | Stacks]:
         return self.renderings[0].streams
 
     def __len__(self) -> int:
@@ -199,6 +220,13 @@ class Batches:
             noise = torch.randn(x.values.shape, generator=generator)
             out[name] = Ragged(x.values + recipe.feature_noise * self.scale[name] * noise, x.offsets)
         return out
+
+
+def _scale(x: Ragged | Stacks) -> float | Tensor:
+    """Standard deviation of the numbers, or of each layer's, `[L, 1]`."""
+    if isinstance(x, Stacks):
+        return x.std()
+    return float(x.values.std()) if x.values.numel() else 1.0
 
 
 def choose(a: Ragged, b: Ragged, second: Tensor) -> Ragged:
@@ -273,13 +301,14 @@ def predict(
         data: W windows of N clips.
         absent: modalities to leave out.
         modalities: stream name -> modality.
-        batch: windows at a time.
+        batch: windows at a time; fewer where the states of layers are many times as much.
 
     Returns:
         Posteriors `[S, N, 6]` and valences `[S, N]` in [-5, 5]; NaN for a clip that has neither modality left.
     """
     head.eval()
     posteriors, valences = [], []
+    batch = max(1, batch // data.depth)
     for start in range(0, len(data), batch):
         rows = torch.arange(start, min(start + batch, len(data)))
         features = data.pick(rows)

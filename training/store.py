@@ -2,7 +2,8 @@
 
 Clips go through the engine's own media path, so that crops and windows are those of inference. What the encoders give
 is kept in one safetensors file for each clip and variant, named by a hash of the clip's content, the encoders' weights
-and the preprocessing: changing any of these makes new entries, and a run that was stopped goes on where it was.
+and the preprocessing: changing any of these makes new entries, and a run that was stopped goes on where it was. Of an
+encoder that gathers over its layers by attention, the layers are kept, as the gathering changes in training.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from merfast.types import Batch, FloatArray, Window
 from training.corrupt import Corruption, corrupt
 from training.data import DataError, Sample
 from training.media import file_hash
+from training.states import Apart, gatherings
 
 CLEAN = "clean"
 _LARGEST_HALF = 6e4
@@ -52,7 +54,8 @@ class Entry:
 
     Attributes:
         spans: `[W, 2]` seconds, start and end of each window.
-        windows: for each window, stream name -> `[T, D]`; T is 0 where the modality is absent.
+        windows: for each window, stream name -> `[T, D]`; T is 0 where the modality is absent. For a stream whose
+            encoder gathers over its layers, `[T, L, D]`; read, it is in the precision and the memory of its file.
     """
 
     spans: Tensor
@@ -93,6 +96,8 @@ class FeatureStore:
         self._plan: Plan = make_plan(options, self._model.config)
         self._preprocessing = self._model.config.preprocessing
         self._encoders = encoders_hash(self._model, self._plan)
+        for name, gathering in gatherings(self._model).items():
+            self._model.foundations[name].network.layers = Apart(gathering)
 
     def file(self, sample: Sample, variant: Variant) -> Path:
         """Where a clip's entry is, made or not."""
@@ -118,7 +123,7 @@ class FeatureStore:
         """
         longest = self._preprocessing.max_window
         spec, source = WindowSpec(longest, longest), sample.media.open()
-        reader = ItemReader(source, sample.name, self._plan, self._preprocessing, spec, every_face=False, threads=1)
+        reader = ItemReader(source, sample.name, self._plan, self._model.config, spec, every_face=False, threads=1)
         for group in reader:
             yield group[0]
 
@@ -193,12 +198,18 @@ def _work(job: tuple[Sample, Variant]) -> Made:
 
 
 def encoders_hash(model: FusedModel, plan: Plan) -> str:
-    """Hash of everything that features depend on besides the clip: encoders, their weights, and how crops are made."""
+    """Hash of everything that features depend on besides the clip: encoders, their weights, and how crops are made.
+
+    Gatherings over an encoder's layers come after its features: their weights are left out.
+    """
     config = model.config
     digest = hashlib.sha256(repr((config.streams, config.preprocessing, plan.choice("faces"))).encode())
     if plan.detector_model is not None:
         digest.update(file_hash(plan.detector_model).encode())
+    later = tuple(f"{name}.network.layers." for name in gatherings(model))
     for name, tensor in sorted(model.encoders.state_dict().items()):
+        if name.startswith(later):
+            continue
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -219,7 +230,7 @@ def write_entry(file: Path, entry: Entry) -> None:
 
 
 def read_entry(file: Path, name: str) -> Entry:
-    """Read what `write_entry` wrote, as float32.
+    """Read what `write_entry` wrote, as float32; the states of layers, of which there are many, stay where they are.
 
     Raises:
         DataError: missing or damaged; `name` says of which clip.
@@ -237,7 +248,7 @@ def read_entry(file: Path, name: str) -> Entry:
         windows: list[dict[str, Tensor]] = [{} for _ in range(len(spans))]
         for key, values in tensors.items():
             w, stream = key.split("/", 1)
-            windows[int(w)][stream] = values.float()
+            windows[int(w)][stream] = values if values.ndim == 3 else values.float()
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(f"{name}: damaged features in {file} ({error}): {again}") from error
     return Entry(spans, tuple(windows))

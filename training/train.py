@@ -25,7 +25,7 @@ from training.store import Variant
 def train_part(
     project: Project, part: Part, recipe: TrainRecipe, *, name: str = "main", modality: str | None = None
 ) -> tuple[FusedModel, Head]:
-    """Train the fusion on one part, or read what was trained before.
+    """Train the fusion, and gatherings over encoders' layers, on one part, or read what was trained before.
 
     Args:
         project: recipe, data and folders; its features are made.
@@ -35,7 +35,7 @@ def train_part(
         modality: use its streams alone, for the ablation.
 
     Returns:
-        The model with the starting encoders and the trained fusion, and its head, both in evaluation mode.
+        The model with the starting encoders and all that was trained, and its head, both in evaluation mode.
 
     Raises:
         DataError: features are missing, or the folder holds another run.
@@ -61,6 +61,7 @@ def train_part(
         return {"f1": result.weighted_f1, "mse": result.mse or 0.0, "score": combined(result)}
 
     folder = project.work / "fusion" / name / part.name
+    names = [s.name for s in part.train]
     kept = fit(
         head,
         recipe.schedule,
@@ -70,7 +71,7 @@ def train_part(
         steps=len(batches),
         loss=lambda head, batch: loss_terms(head, batch, weights, recipe.smoothing),  # type: ignore[arg-type]
         score=judge,
-        fingerprint=project.recipe.fingerprint(recipe, modality, start.config, [s.name for s in part.train]),
+        fingerprint=project.recipe.fingerprint(recipe, modality, start.config, names, *head.layers),
         progress=lambda line: project.say(f"{name}, {part.name}: {line}"),
     )
     head.load_state_dict(kept.state_dict())
