@@ -166,10 +166,15 @@ def stages_for(python: str) -> list[list[Part | Outcome]]:
         *(Part(f"tests {op}", [*pytest, file], 180, cores) for op, file in ops.items()),
     ]
     files = sorted(ROOT.glob("benchmarks/bench_*_triton.py"))
+    encoders = "benchmarks/bench_encoders_cuda.py"
     flags = ["-o", "python_files=bench_*.py", "--benchmark-only", "--benchmark-columns=median,iqr,rounds"]
     alone: list[list[Part | Outcome]] = [
         [Part(f"benchmark {f.stem[6:-7]}", [*pytest, *flags, str(f.relative_to(ROOT))], 120)] for f in files
     ]
+    if all(importlib.util.find_spec(name) is not None for name in ("transformers", "av")):
+        alone.append([Part("benchmark encoders", [*pytest, *flags, encoders], 150, cores)])
+    else:
+        alone.append([Outcome("benchmark encoders", "not found", "transformers or av")])
     return [stage for stage in (build, tests, *alone, sanitizer_parts(python, pytest, ops, cores)) if stage]
 
 
