@@ -96,7 +96,8 @@ def test_a_bundle_predicts_the_same_after_saving_and_loading(tmp_path, names):
     assert torch.equal(torch.get_rng_state(), state)
     assert loaded.config == config
     assert not any(m.training for m in loaded.model.modules())
-    assert torch.equal(predict(loaded.model), predict(model))
+    # Not to the bit: kernels round by where in memory the weights lie.
+    assert torch.allclose(predict(loaded.model), predict(model), rtol=0, atol=1e-6)
     assert predict(model)[:6].sum() == pytest.approx(1, abs=1e-5)
 
 
@@ -391,7 +392,8 @@ def test_the_vision_model_of_a_whole_clip(tmp_path):
     config = BundleConfig("tiny", False, streams, preprocessing=Preprocessing(crop_size=SIDE))
     fresh = FusedModel(config, {"face": checkpoint}).eval()
     bundle.save(tmp_path / "bundle", config, fresh)
-    assert torch.equal(predict(bundle.load(tmp_path / "bundle").model), predict(fresh))
+    loaded = bundle.load(tmp_path / "bundle").model
+    assert torch.allclose(predict(loaded), predict(fresh), rtol=0, atol=1e-6)
 
 
 def test_half_precision_checkpoints_become_fp32(tmp_path):

@@ -152,7 +152,8 @@ def test_sizes_vary(case_of: Callable[..., Case], runtime: str) -> None:
         samples[-1, 40:] = 1e4
         with torch.inference_mode():
             want, got = audio.network(samples, lengths), run(samples, lengths)
-        assert got.shape == want.shape
+        assert got.shape[::2] == want.shape[::2]
+        assert got.shape[1] >= want.shape[1]  # some fill lengths up
         for w, g, n in zip(want, got, lengths.tolist(), strict=True):
             t = audio.network.frames(n)
             assert (w[:t] - g[:t]).abs().max() <= (1e-5 if exact else 0.2) * w[:t].abs().max()
