@@ -292,7 +292,7 @@ def test_tables_become_what_they_say() -> None:
 
 def test_pretrained_encoders_are_fused(tiny: Path, tmp_path: Path, face_clip: Path) -> None:
     """Streams from a checkpoint and from a created bundle, from labelled clips to a bundle that predicts."""
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="needs transformers: pip install 'merfast[transformers]'")
     import tiny_checkpoints
 
     from merfast.create import create

@@ -7,6 +7,7 @@ what the row alone would give. They compute as in evaluation, without dropout; o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -37,7 +38,7 @@ class Attention:
         return cast(Tensor, self.out(rows.flatten(2)))
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A model's layers, and the choice among its states. The model's modules are shared, not copied."""
 
     def __init__(self, model: nn.Module, layers: Layers) -> None:
@@ -47,9 +48,9 @@ class Network(nn.Module):
         self.heads_width = 1 if self.config.model_type == "resnet" else _heads_width(self.config)
 
     @property
+    @abstractmethod
     def spec(self) -> Spec:
         """What goes in and out."""
-        raise NotImplementedError
 
 
 class SpeechNetwork(Network):
@@ -103,7 +104,7 @@ class SpeechNetwork(Network):
         x, frames = self.features(samples, lengths)
         valid = torch.arange(x.shape[1], device=x.device) < frames[:, None]  # [B, T]
         x = torch.where(valid[..., None], x, 0)
-        encoder, stable = self.model.encoder, self.config_flag("do_stable_layer_norm")
+        encoder, stable = self.model.encoder, self.config.do_stable_layer_norm
         x = x + self.position(x, valid)
         if not stable:
             x = encoder.layer_norm(x)
@@ -157,9 +158,6 @@ class SpeechNetwork(Network):
         a, b = gates.view(*gates.shape[:-1], 2, 4).sum(-1).sigmoid().split(1, -1)  # [B, H, T, 1]
         gate = a * (b * part.gru_rel_pos_const - 1) + 2
         return Attention(attention)(x, x, width, torch.where(mask, gate * bias, -torch.inf))
-
-    def config_flag(self, name: str) -> bool:
-        return bool(getattr(self.config, name, False))
 
 
 class VisionNetwork(Network):

@@ -82,8 +82,7 @@ def export(network: nn.Module, spec: Spec, folder: Path) -> Path:
 def quantise(file: Path, folder: Path) -> Path:
     """Write the network of an ONNX file with products in eight bits: weights by output channel, inputs as they come.
 
-    The first sixth of the products stays as it is: what goes wrong there goes through all the rest. Of ViT-base's error
-    that takes away a third, for a third more time.
+    The first sixth of the products stays as it is: what goes wrong there goes through all the rest.
 
     Returns:
         The file `network.onnx` in `folder`.

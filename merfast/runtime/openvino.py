@@ -146,9 +146,9 @@ class OpenVINORunner:
 
 
 def filled_up(size: int) -> int:
-    """The next of four sizes an octave: less than a quarter is added, a tenth on average.
+    """The next of four sizes an octave: less than a quarter is added.
 
-    For each new size OpenVINO writes machine code, which takes longer than an eighth of a pass, and keeps it.
+    For each new size OpenVINO writes machine code, which takes time, and keeps it: there should be few sizes.
     """
     step = 1 << max(0, (size - 1).bit_length() - 3)
     return -(-size // step) * step
