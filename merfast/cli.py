@@ -142,7 +142,7 @@ def _engine_options() -> argparse.ArgumentParser:
         "--bundle", metavar="DIR", help="model to use, or hub id that was pulled (default: the packaged one)"
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    group.add_argument("--precision", default="auto", help="of foundation models: auto, fp32, bf16, int8 or mixed")
+    group.add_argument("--precision", default="auto", help="of foundation models: auto, fp32, bf16 or int8")
     group.add_argument(
         "--runtime",
         default="auto",

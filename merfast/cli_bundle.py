@@ -31,7 +31,7 @@ def add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="bundle directory, or hub id that was pulled")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, or on the CPU int8 or mixed")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, or on the CPU int8")
     parser.add_argument("--runtime", default="auto", help="auto, openvino, onnxruntime, or tensorrt (on a GPU)")
     parser.set_defaults(run=_compile)
 

@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 STRUCTURES = ("flat", "hierarchical", "guided")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "precision": ("auto", "fp32", "bf16", "int8", "mixed"),
+    "precision": ("auto", "fp32", "bf16", "int8"),
     "runtime": ("auto", "torch", "openvino", "onnxruntime", "tensorrt"),
     "decoder": ("auto", "pyav", "decord"),
     "detector": ("auto", "yunet", "haar", "none"),

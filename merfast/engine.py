@@ -50,8 +50,8 @@ class Engine:
     Args:
         bundle: a bundle directory, or a hub id that `merfast bundle pull` got; None is the packaged mini bundle.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: of foundation models (HuBERT, ViT, ...): "fp32", "bf16", or on the CPU "int8", or "mixed": bf16 for
-            sound and int8 for pictures. "auto" is fp32. All else is fp32.
+        precision: of foundation models (HuBERT, ViT, ...): "fp32", "bf16", or on the CPU "int8". "auto" is fp32. All
+            else is fp32.
         runtime: what runs foundation models: "torch", "openvino" or "onnxruntime" (on the CPU), "tensorrt" (on a GPU),
             or "auto". They are compiled for it when first needed, and kept in the bundle's folder `compiled`.
         decoder: "auto", "pyav" or "decord".

@@ -18,9 +18,6 @@ _CPU_RUNTIMES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("fp32", "int8"),
     "torch": ("fp32", "bf16"),
 }
-_MIXED = {"audio": "bf16", "video": "int8"}
-"""On the CPU, speech models are faster and more exact in bf16 than in int8, and vision models fastest in int8."""
-
 _GPU_RUNTIMES: dict[str, tuple[str, ...]] = {"torch": ("fp32", "bf16"), "tensorrt": ("fp32", "bf16")}
 
 
@@ -110,7 +107,7 @@ def _encode(config: EngineConfig, stream: StreamConfig, device: str) -> Step:
     step = f"encode {stream.name}"
     if stream.encoder != FOUNDATION:
         return Step(step, "torch", f"{stream.encoder} is small")
-    precision = {"auto": "fp32", "mixed": _MIXED[stream.modality]}.get(config.precision, config.precision)
+    precision = "fp32" if config.precision == "auto" else config.precision
     offered = _CPU_RUNTIMES if device == "cpu" else _GPU_RUNTIMES
     refused: list[str] = []
     for runtime in offered if config.runtime == "auto" else (config.runtime,):

@@ -175,12 +175,3 @@ def test_a_bundle_without_foundation_models(here) -> None:
     for precision in ("bf16", "int8"):
         with pytest.raises(UnavailableError, match=rf"^precision: got '{precision}', expected fp32: the bundle has no"):
             plan(mini, precision=precision)
-
-
-def test_mixed_precision(here) -> None:
-    made = plan(precision="mixed")
-    assert made.choice("precision") == "mixed"
-    for stream in BUNDLE.streams:
-        if stream.encoder == "transformers":
-            runs = {"audio": "openvino bf16", "video": "onnxruntime int8"}[stream.modality]
-            assert encode(made, stream.name)[0] == runs
