@@ -30,7 +30,7 @@ class AfgGroup {
     // Arguments of one gathering.
     struct Call {
         const E* x;              // [N, D]
-        const int64_t* offsets;  // [B + 1] rising from 0 to N
+        const int64_t* offsets;  // [B + 1] rising from 0 to at most N
         int64_t sets;            // B
         const E* guide;          // [B, G] or null
         E* out;                  // [B, D]

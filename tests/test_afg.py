@@ -78,6 +78,15 @@ def test_one_element_is_returned() -> None:
     torch.testing.assert_close(afg(x, offsets, weights), x)
 
 
+@pytest.mark.parametrize("guide_dim", [0, 5])
+def test_rows_after_the_last_set_belong_to_none(guide_dim: int) -> None:
+    x, offsets, weights, guide = make([3, 0, 4], 6, 5, 2, guide_dim)
+    beyond = torch.cat([x, torch.full((3, 6), torch.nan)])
+    assert torch.equal(afg(beyond, offsets, weights, guide), afg(x, offsets, weights, guide))
+    nothing = afg(beyond[7:], torch.zeros_like(offsets), weights, guide)
+    assert torch.equal(nothing, weights.absent.expand(3, -1))
+
+
 def test_order_within_a_set_does_not_matter() -> None:
     x, offsets, weights, _ = make([5], 8, 5, 4)
     torch.testing.assert_close(afg(x.flip(0), offsets, weights), afg(x, offsets, weights))
@@ -141,9 +150,12 @@ BAD = {
     "offsets-dtype": ((X, OFFSETS.int(), BARE, None), r"offsets: got torch.int32 \[3\], expected int64"),
     "offsets-none": ((X, OFFSETS[:0], BARE, None), r"offsets: got torch.int64 \[0\], expected int64"),
     "offsets-rank": ((X, OFFSETS[None], BARE, None), r"offsets: got torch.int64 \[1, 3\], expected int64"),
-    "offsets-end": ((X[:2], OFFSETS, BARE, None), r"offsets: expected to rise from 0 to 2, got \[0, 2, 3\]"),
-    "offsets-start": ((X, OFFSETS.clamp(min=1), BARE, None), r"offsets: expected to rise from 0 to 3, got \[1"),
-    "offsets-falling": ((X, torch.tensor([0, 3, 2, 3]), BARE, None), r"expected to rise from 0 to 3, got \[0, 3, 2"),
+    "offsets-end": ((X[:2], OFFSETS, BARE, None), r"offsets: expected to rise from 0 to at most 2, got \[0, 2, 3\]"),
+    "offsets-start": ((X, OFFSETS.clamp(min=1), BARE, None), r"offsets: expected to rise from 0 to at most 3, got \[1"),
+    "offsets-falling": (
+        (X, torch.tensor([0, 3, 2, 3]), BARE, None),
+        r"expected to rise from 0 to at most 3, got \[0, 3, 2",
+    ),
     "guide-missing": ((X, OFFSETS, WEIGHTS, None), r"got guide=False with guide_weight=True, expected both"),
     "guide-unwanted": ((X, OFFSETS, BARE, GUIDE), r"got guide=True with guide_weight=False, expected both"),
     "guide-shape": ((X, OFFSETS, WEIGHTS, X), r"guide: got \[3, 4\], expected \[2, 5\]"),

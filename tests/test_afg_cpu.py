@@ -272,3 +272,12 @@ def test_values_that_are_not_finite_stay_in_their_set(isa: str, bad: float) -> N
     assert torch.equal(out[[0, 3]], clean[[0, 3]])
     expected = afg(*cast((x, offsets, weights, None), torch.float32))
     torch.testing.assert_close(out, expected.to(x.dtype), equal_nan=True)
+
+
+@each_isa
+@pytest.mark.parametrize("lengths", [[70, 0, 300], [5, 1], [0, 0]])
+def test_rows_after_the_last_set_belong_to_none(isa: str, lengths: list[int]) -> None:
+    x, offsets, weights, guide = cast(make(lengths, 39, 17, 3, 5), dtype_of(isa))
+    kernel = kernel_of(weights, isa)
+    beyond = torch.cat([x, torch.full((130, 39), torch.nan, dtype=x.dtype)])
+    assert torch.equal(run(kernel, beyond, offsets, guide, threads=2), run(kernel, x, offsets, guide))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from no_waits import no_waits
 from tiny_checkpoints import (
     AUDIO,
     CONFIGS,
@@ -415,3 +416,29 @@ def test_random_lengths_have_the_vectors_they_should(folders):
     with torch.inference_mode():
         out = encoder_of(folders["wav2vec2"], "wav2vec2")(speech(lengths))
     assert out.lengths.tolist() == [0 if n == 0 else 1 + max(n - FIELD, 0) // 20 for n in lengths]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_encoding_waits_for_nothing(folders, name):
+    options = {"layer": "afg"} if name not in ("resnet",) else {}
+    encoder = encoder_of(folders[name], name, **options).to("meta")
+    x = input_of(name)
+    x = Ragged(x.values.to("meta"), x.offsets.to("meta"), tuple(x.lengths.tolist()))
+    with torch.inference_mode(), no_waits():
+        vectors = encoder(x)
+    expected = encoder_of(folders[name], name)(input_of(name))
+    assert vectors.sizes == tuple(expected.lengths.tolist())
+    assert vectors.values.shape == expected.values.shape
+
+
+def test_loudness_and_offset_of_each_set_in_a_pass(folders):
+    """Normalised in one go: each set by its own mean and deviation, to the bit of what follows in fp32."""
+    encoder = encoder_of(folders["hubert"], "hubert")
+    sets = [100.0 * set_of(speech([900]), 0) + 7, set_of(speech([1_200], seed=1), 0), set_of(speech([3], seed=2), 0)]
+    rows, lengths = encoder.batch(torch.cat(sets), [(0, 900), (900, 1_200), (2_100, 3)])
+    assert lengths.tolist() == [900, 1_200, FIELD]
+    for row, one in zip(rows, sets, strict=True):
+        exact = one.double()
+        expected = (exact - exact.mean()) / (exact.var(correction=0) + 1e-7).sqrt()
+        torch.testing.assert_close(row[: len(one)], expected.float(), rtol=1e-6, atol=1e-6)
+        assert not row[len(one) :].any()

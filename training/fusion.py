@@ -147,7 +147,8 @@ class Mean(nn.Module):
         self.absent = absent
 
     def forward(self, x: Ragged, guide: Tensor | None = None) -> Tensor:
-        sums = x.values.new_zeros(len(x), x.values.shape[1]).index_add(0, set_index(x.offsets), x.values)
+        owner = set_index(x.offsets, len(x.values))  # what belongs to none is one more set, which is dropped
+        sums = x.values.new_zeros(len(x) + 1, x.values.shape[1]).index_add(0, owner, x.values)[:-1]
         mean = sums / x.lengths.clamp(min=1)[:, None]
         return torch.where((x.lengths > 0)[:, None], mean, self.absent)
 

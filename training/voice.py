@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merfast.models.fusion import AFG
-from merfast.models.logmel import HOP, LogMel
+from merfast.models.logmel import LogMel
+from merfast.models.sound import HOP
 from merfast.ops.ragged import Ragged, offsets_from, set_index, take
 from merfast.types import EMOTIONS, SAMPLE_RATE, FloatArray
 from training.corpora import Utterance

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from merfast.models.checkpoints import Checkpoint
 from merfast.models.layers import Layers
 from merfast.models.networks import Network, ResNetNetwork, SpeechNetwork, VisionNetwork
 from merfast.models.pictures import Pictures
-from merfast.ops.ragged import Ragged, offsets_from
+from merfast.ops.ragged import Ragged, moved
 from merfast.runtime.spec import Runner
 from merfast.types import SAMPLE_RATE
 
@@ -169,9 +170,10 @@ class AudioFoundation(FoundationEncoder[SpeechNetwork]):
         """
         if x.values.ndim != 1 or not x.values.is_floating_point():
             raise ValueError(f"{self.family}: got {x.values.dtype} {list(x.values.shape)}, expected float samples [N]")
-        sizes, starts = x.lengths.tolist(), x.offsets.tolist()
-        frames = [self.network.frames(max(n, self.field)) if n else 0 for n in sizes]
-        ends = offsets_from(torch.tensor(frames, dtype=torch.int64))
+        sizes = x.host_sizes()
+        starts = list(accumulate(sizes, initial=0))
+        filled = [max(n, self.field) if n else 0 for n in sizes]
+        frames = [self.network.frames(n) if n else 0 for n in filled]
         parts: list[tuple[int, Tensor]] = []
         budget = CPU_SAMPLES if x.values.device.type == "cpu" else GPU_SAMPLES
         if self._alone:
@@ -180,24 +182,29 @@ class AudioFoundation(FoundationEncoder[SpeechNetwork]):
         def fits(rows: int, longest: int) -> bool:
             return rows * longest <= budget and (self._takes is None or self._takes(rows, longest))
 
-        for rows in packs([max(n, self.field) if n else 0 for n in sizes], fits):
-            vectors = self.run(*self.batch([x.values[starts[b] : starts[b] + sizes[b]] for b in rows]))
+        for rows in packs(filled, fits):
+            vectors = self.run(*self.batch(x.values, [(starts[b], sizes[b]) for b in rows]))
             parts += [(b, vectors[i, : frames[b]]) for i, b in enumerate(rows)]
         self.relax(sum(sizes) > LITTLE_SAMPLES)
         parts.sort(key=lambda part: part[0])
         nothing = torch.zeros(0, *self.network.layers.shape, device=x.values.device)
-        return Ragged(torch.cat([nothing, *(vectors for _, vectors in parts)]), ends.to(x.offsets.device))
+        return Ragged.of(torch.cat([nothing, *(vectors for _, vectors in parts)]), frames)
 
-    def batch(self, sets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Sets of samples, none empty -> `[B, N]` fp32, normalised, zeros after the end, and lengths `[B]`."""
-        lengths = [max(len(s), self.field) for s in sets]
-        samples = sets[0].new_zeros(len(sets), max(lengths), dtype=torch.float32)
-        for row, s in zip(samples, sets, strict=True):
-            if self.normalise:
-                exact = s.double()
-                s = (exact - exact.mean()) / (exact.var(correction=0) + 1e-7).sqrt()
-            row[: len(s)] = s
-        return samples, torch.tensor(lengths, device=samples.device)
+    def batch(self, samples: Tensor, sets: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Starts and sizes of sets in `samples` `[N]`, none empty -> `[B, N']` fp32, normalised, zeros after the end,
+        and lengths `[B]`."""
+        lengths = [max(size, self.field) for _, size in sets]
+        table = [*zip(*sets, strict=True), lengths]
+        starts, sizes, filled = moved(torch.tensor(table, dtype=torch.int64), samples.device).unbind()
+        places = torch.arange(max(lengths), device=samples.device)
+        inside = places < sizes[:, None]  # [B, N']
+        rows = torch.where(inside, samples[(starts[:, None] + places).clamp(max=len(samples) - 1)], 0)
+        if self.normalise:
+            exact, sizes = rows.double(), sizes[:, None]
+            centred = torch.where(inside, exact - exact.sum(1, keepdim=True) / sizes, 0)
+            variance = centred.square().sum(1, keepdim=True) / sizes
+            rows = centred / (variance + 1e-7).sqrt()
+        return rows.float(), filled
 
 
 class VideoFoundation(FoundationEncoder[VisionNetwork]):
@@ -233,12 +240,12 @@ class VideoFoundation(FoundationEncoder[VisionNetwork]):
             raise ValueError(f"{self.family}: got {got}, expected torch.uint8 [N, {size}, {size}, 3]")
         budget = CPU_CROPS if x.values.device.type == "cpu" else GPU_CROPS
         # In training the batch norms see all crops at once.
-        shared = torch.split(x.values, x.lengths.tolist()) if self._alone else [x.values]
+        shared = torch.split(x.values, list(x.host_sizes())) if self._alone else [x.values]
         chunks = shared if self.training else [chunk for rows in shared for chunk in torch.split(rows, budget)]
         nothing = torch.zeros(0, *self.network.layers.shape, device=x.values.device)
         parts = [self.run(self.pictures(chunk).float()) for chunk in chunks if len(chunk)]
         self.relax(len(x.values) > LITTLE_CROPS)
-        return Ragged(torch.cat([nothing, *parts]), x.offsets)
+        return Ragged(torch.cat([nothing, *parts]), x.offsets, x.sizes)
 
 
 def packs(sizes: Sequence[int], fits: Takes) -> Iterator[list[int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import cast
 
@@ -90,7 +91,7 @@ class Structure(nn.Module, ABC):
 
     def frames(self, features: Mapping[str, Ragged], name: str) -> Ragged:
         """One stream's frames `[N, h]`."""
-        return Ragged(self.project[name](features[name].values), features[name].offsets)
+        return replace(features[name], values=self.project[name](features[name].values))
 
 
 class Flat(Structure):
@@ -234,6 +235,12 @@ def _by_modules(stage: Sequence[nn.Module]) -> GatherGroup:
 
 
 def elements(vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Ragged:
-    """Set b holds, in order, the b-th rows of those `vectors` `[B, h]` that are `present` `[B]` for it."""
+    """Set b holds, in order, the b-th rows of those `vectors` `[B, h]` that are `present` `[B]` for it.
+
+    The other rows come after all of these and belong to no set: asking how many they are would wait for the device.
+    """
     mask = torch.stack(list(present), 1)  # [B, K]
-    return Ragged(torch.stack(list(vectors), 1)[mask], offsets_from(mask.sum(1)))
+    offsets = offsets_from(mask.sum(1))
+    rows, kept = torch.stack(list(vectors), 1).flatten(0, 1), mask.flatten()  # [B K, h]
+    places = torch.where(kept, kept.cumsum(0), offsets[-1] + (~kept).cumsum(0)) - 1
+    return Ragged(torch.empty_like(rows).index_copy(0, places, rows), offsets)

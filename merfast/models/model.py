@@ -18,7 +18,8 @@ from merfast.models.foundation import FoundationEncoder
 from merfast.models.fusion import STRUCTURES, fuse, prepare_stages
 from merfast.ops.afg import GatherGroup, Prepare
 from merfast.ops.decode import Decode, Decoded, DecodeWeights, PrepareDecode, decode
-from merfast.ops.ragged import Ragged
+from merfast.ops.ragged import Ragged, moved
+from merfast.trace import span
 from merfast.types import Batch
 
 VALENCE_LIMIT = 5.0
@@ -85,7 +86,11 @@ class FusedModel(nn.Module):
         if len(audio) != len(crops):
             raise ValueError(f"encode: got {len(audio)} sets of audio and {len(crops)} of crops, expected as many")
         inputs = {"audio": audio, "video": crops}
-        return {s.name: self.encoders[s.name](inputs[s.modality]) for s in self.config.streams}
+        features: dict[str, Ragged] = {}
+        for s in self.config.streams:
+            with span(f"encode {s.name}"):
+                features[s.name] = self.encoders[s.name](inputs[s.modality])
+        return features
 
     def fuse(self, features: Mapping[str, Ragged]) -> Tensor:
         """Feature vectors -> `[S, B, h]`, one vector of each structure for each clip.
@@ -136,12 +141,14 @@ class FusedModel(nn.Module):
 
 
 def inputs_of(batch: Batch, device: torch.device | str = "cpu") -> tuple[Ragged, Ragged]:
-    """Audio and crops of a batch for `FusedModel`, sharing its memory on the CPU."""
+    """Audio and crops of a batch for `FusedModel`, sharing its memory on the CPU.
 
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+    Copies to a GPU go through pinned memory, and are queued on the current stream and not waited for.
+    """
 
-    return (
-        Ragged(tensor(batch.audio), tensor(batch.audio_offsets)),
-        Ragged(tensor(batch.crops), tensor(batch.crop_offsets)),
-    )
+    def sets(array: np.ndarray | Tensor, offsets: np.ndarray) -> Ragged:
+        if isinstance(array, np.ndarray):
+            array = torch.from_numpy(array if array.flags.writeable else array.copy())
+        return Ragged.of(moved(array, device), np.diff(offsets).tolist())
+
+    return sets(batch.audio, batch.audio_offsets), sets(batch.crops, batch.crop_offsets)

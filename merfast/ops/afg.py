@@ -6,8 +6,10 @@ For a set of rows x_t in R^D, an optional guide vector g in R^G and H heads:
     a_th = softmax of e_th over the set, for each head h
     z    = concatenation over h of sum_t a_th x_t[h D/H : (h + 1) D/H]
 
-An empty set gives the learned vector `absent`. The name is that of arXiv 2309.07925, whose abstract alone
-was available; the formula is merfast's reconstruction.
+An empty set gives the learned vector `absent`. Rows after the last set's end belong to none, and nothing depends on
+them: so rows can be padded, and sets of unknown size be packed, without waiting for the device.
+
+The name is that of arXiv 2309.07925, whose abstract alone was available; the formula is merfast's reconstruction.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from merfast.ops.ragged import set_index
 
@@ -51,7 +54,7 @@ Prepare = Callable[[Sequence[AFGWeights]], GatherGroup]
 
 
 def check_afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None) -> None:
-    """Raise ValueError unless the shapes fit together and the offsets run from 0 to N without falling.
+    """Raise ValueError unless the shapes fit together and the offsets run from 0 to at most N without falling.
 
     The values of offsets are checked on the CPU only: reading them from a GPU would wait for it.
     """
@@ -77,8 +80,8 @@ def check_afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | N
             raise ValueError(f"afg guide: got {list(guide.shape)}, expected {expected}")
     if offsets.device.type == "cpu":
         rising = bool((offsets.diff() >= 0).all())
-        if not rising or int(offsets[0]) != 0 or int(offsets[-1]) != len(x):
-            raise ValueError(f"afg offsets: expected to rise from 0 to {len(x)}, got {offsets.tolist()[:8]}...")
+        if not rising or int(offsets[0]) != 0 or int(offsets[-1]) > len(x):
+            raise ValueError(f"afg offsets: expected to rise from 0 to at most {len(x)}, got {offsets.tolist()[:8]}...")
 
 
 def afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None = None) -> Tensor:
@@ -86,7 +89,7 @@ def afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None = 
 
     Args:
         x: `[N, D]` rows of all sets, fp32, bf16 or fp16 (or fp64, for tests).
-        offsets: `[B + 1]` int64; set b is `x[offsets[b]:offsets[b + 1]]` and may be empty.
+        offsets: `[B + 1]` int64 from 0 to at most N; set b is `x[offsets[b]:offsets[b + 1]]` and may be empty.
         weights: see `AFGWeights`.
         guide: `[B, G]`, one vector for each set, if the weights have a `guide_weight`.
 
@@ -98,18 +101,18 @@ def afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None = 
     """
     check_afg(x, offsets, weights, guide)
     sets, (heads, _), dim = len(offsets) - 1, weights.score.shape, x.shape[1]
-    owner = set_index(offsets)
+    owner = set_index(offsets, len(x))  # what belongs to none is one more set, which is dropped
     hidden = x @ weights.weight.T + weights.bias  # [N, A]
     if guide is not None and weights.guide_weight is not None:
-        hidden = hidden + (guide @ weights.guide_weight.T)[owner]
+        hidden = hidden + functional.pad(guide @ weights.guide_weight.T, (0, 0, 0, 1))[owner]
     energy = torch.tanh(hidden) @ weights.score.T  # [N, H]
-    top = energy.new_full((sets, heads), -torch.inf)
+    top = energy.new_full((sets + 1, heads), -torch.inf)
     top = top.scatter_reduce(0, owner[:, None].expand(-1, heads), energy.detach(), "amax")
     raised = torch.exp(energy - top[owner])  # [N, H]
-    total = raised.new_zeros(sets, heads).index_add(0, owner, raised)
+    total = raised.new_zeros(sets + 1, heads).index_add(0, owner, raised)
     attention = raised / total[owner]
     rows = (attention[:, :, None] * x.view(-1, heads, dim // heads)).flatten(1)
-    gathered = x.new_zeros(sets, dim).index_add(0, owner, rows)
+    gathered = x.new_zeros(sets + 1, dim).index_add(0, owner, rows)[:sets]
     return torch.where((offsets.diff() > 0)[:, None], gathered, weights.absent.to(x.dtype))
 
 

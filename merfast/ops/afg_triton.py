@@ -317,20 +317,23 @@ def _processors(device: torch.device) -> int:
 
 
 class _Counters:
-    """Zeros that kernels count in and leave as zeros; each stream has its own, on which calls follow one another."""
+    """Zeros that kernels count in and leave as zeros; each stream has its own, on which calls follow one another.
+
+    None is given back: a captured graph goes on counting where it was captured. Each new one is twice what was asked.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._lock = threading.Lock()
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[int, list[Tensor]] = {}
 
     def zeros(self, count: int) -> Tensor:
         """`[count]` int32 or more."""
-        stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
         if self._device.type != "cuda":
             return torch.zeros(count, dtype=torch.int32)
+        stream = torch.cuda.current_stream(self._device).cuda_stream
         with self._lock:
-            kept = self._kept.get(stream)
-            if kept is None or len(kept) < count:
-                kept = self._kept[stream] = torch.zeros(2 * count, dtype=torch.int32, device=self._device)
-            return kept
+            kept = self._kept.setdefault(stream, [])
+            if not kept or len(kept[-1]) < count:
+                kept.append(torch.zeros(2 * count, dtype=torch.int32, device=self._device))
+            return kept[-1]

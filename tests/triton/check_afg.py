@@ -14,6 +14,7 @@ from test_afg import BAD, make
 from test_models import features_of, model_of
 from torch import Tensor
 
+from merfast.models.fusion_network import FusionNetwork
 from merfast.ops import afg_triton, decode_triton
 from merfast.ops.afg import AFGWeights, Gathering, afg
 from merfast.ops.ragged import Ragged
@@ -118,6 +119,18 @@ def test_all_splits_of_a_set_agree(device: torch.device, monkeypatch: pytest.Mon
             assert (got.double().cpu() - reference).abs().max() < 2e-6, splits
 
 
+@each_dtype
+def test_rows_after_the_last_set_belong_to_none(dtype: torch.dtype, device: torch.device) -> None:
+    sets = [([70, 0, 3], 24), ([1, 0, 2], 0)]
+    inputs = [cast(make(lengths, 48, 20, 3, g), dtype, device) for lengths, g in sets]
+    gather = afg_triton.prepare_group([weights for _, _, weights, _ in inputs])
+    calls = [Gathering(x, offsets, guide) for x, offsets, _, guide in inputs]
+    beyond = [c._replace(x=torch.cat([c.x, torch.full_like(c.x, torch.nan)])) for c in calls]
+    for mine, one in zip(gather(beyond), inputs, strict=True):
+        reference = exact(one)
+        assert (mine.double().cpu() - reference).abs().max() <= bound(one, reference)
+
+
 def test_what_is_not_finite_stays_in_its_set(device: torch.device) -> None:
     x, offsets, weights, _ = cast(make([5, 70, 3], 48, 20, 3, 0), torch.float32, device)
     clean = afg_triton.prepare(weights)(x, offsets)
@@ -180,3 +193,10 @@ def test_a_model_on_triton(device: torch.device) -> None:
     got = model.average(model.fuse(features))
     for mine, reference in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+    padding = torch.tensor(torch.nan, device=device)  # as in a graph's bucket
+    rows = [torch.cat([x.values, padding.expand(9, x.values.shape[1])]) for x in features.values()]
+    sets = torch.stack([x.lengths for x in features.values()], 1)
+    padded = FusionNetwork(model)(torch.cat([sets, torch.zeros_like(sets)]), *rows)
+    torch.testing.assert_close(padded[:3, :6], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(padded[:3, 6], expected[1], rtol=1e-5, atol=1e-5)
+    assert padded.isfinite().all()
