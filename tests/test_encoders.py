@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from no_waits import no_waits
+from operations import operations
 from ragged_inputs import FACE, SIZE, TONE, VOICE, crops, one, voices
 
 from merfast.config import Preprocessing, StreamConfig
 from merfast.errors import BundleError
+from merfast.models import sound
 from merfast.models.encoders import build_encoder
 from merfast.models.logmel import MELS, LogMel, mel_filters
 from merfast.ops.ragged import Ragged
@@ -27,6 +30,30 @@ def test_voice_sets_do_not_see_each_other(stream):
             frames = 0 if length == 0 else 1 + -(-max(length - 800, 0) // 320)
             assert len(alone) == -(-frames // 2)
             assert torch.allclose(alone, one(together, b).values, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("stream", [VOICE, TONE, StreamConfig("voice", "audio", "logmel", 128)], ids=str)
+def test_voice_waits_for_nothing(stream):
+    encoder = build_encoder(stream, Preprocessing()).eval().to("meta")
+    with no_waits():
+        out = encoder(Ragged.of(torch.zeros(sum(LENGTHS), device="meta"), LENGTHS))
+    assert out.values.shape == (sum(out.sizes), stream.dim)
+    assert out.sizes == (0, 1, 1, 1, 1, 1, 1, 2, 3, 25, 36)
+
+
+def test_more_sets_are_no_more_launches(monkeypatch):
+    monkeypatch.setattr(sound, "CPU_CHUNK", sound.GPU_CHUNK)
+    encoder = build_encoder(StreamConfig("voice", "audio", "logmel", 128), Preprocessing()).eval()
+    few, many = (operations(lambda n=n: encoder(voices([9_000, 7_000] * n))) for n in (1, 4))
+    assert few == many
+
+
+def test_faces_wait_for_nothing():
+    encoder = build_encoder(FACE, Preprocessing(crop_size=SIZE)).eval().to("meta")
+    with no_waits():
+        out = encoder(Ragged.of(torch.zeros(700, SIZE, SIZE, 3, dtype=torch.uint8, device="meta"), [300, 0, 400]))
+    assert out.values.shape == (700, FACE.dim)
+    assert out.sizes == (300, 0, 400)
 
 
 def test_voice_vectors_come_25_times_a_second():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,6 +14,7 @@ from merfast.ops.ragged import Ragged
 
 # Crops at a time outside training: bounds memory; on a CPU the activations of eight still fit its cache.
 CPU_CHUNK, GPU_CHUNK = 8, 512
+BT601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # how luma weighs red, green and blue
 
 
 class FaceCNN(nn.Module):
@@ -28,6 +30,8 @@ class FaceCNN(nn.Module):
     Raises:
         ValueError: an option is out of range.
     """
+
+    luma_weights: Tensor
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class FaceCNN(nn.Module):
             )
         )
         self.norm_out = nn.LayerNorm(dim)
+        self.register_buffer("luma_weights", torch.from_numpy(BT601), persistent=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Ragged) -> Ragged:
@@ -74,16 +79,16 @@ class FaceCNN(nn.Module):
             got = f"{x.values.dtype} {list(x.values.shape)}"
             raise ValueError(f"facecnn: got {got}, expected torch.uint8 [N, {size}, {size}, 3]")
         if not len(x.values):
-            return Ragged(self.norm_out.weight.new_zeros(0, self.dim), x.offsets)
+            return Ragged(self.norm_out.weight.new_zeros(0, self.dim), x.offsets, x.sizes)
         # In training the batch norms see all crops at once.
         chunk = CPU_CHUNK if x.values.device.type == "cpu" else GPU_CHUNK
         parts = [x.values] if self.training else torch.split(x.values, chunk)
-        return Ragged(torch.cat([self.encode(self.luma(part)) for part in parts]), x.offsets)
+        return Ragged(torch.cat([self.encode(self.luma(part)) for part in parts]), x.offsets, x.sizes)
 
     def luma(self, crops: Tensor) -> Tensor:
         """`[N, 1, S, S]` luma (ITU-R BT.601) of crops `[N, S, S, 3]`, each crop brought to mean 0 and deviation 1."""
         dtype = self.norm_out.weight.dtype
-        grey = crops.to(dtype) @ torch.tensor([0.299, 0.587, 0.114], dtype=dtype, device=crops.device)
+        grey = crops.to(dtype) @ self.luma_weights
         return levelled(grey)[:, None]
 
     def encode(self, luma: Tensor) -> Tensor:

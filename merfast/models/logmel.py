@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,13 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from merfast.models.packed import Slots, ragged_attention, rotary_angles, rotate, slots, spread
-from merfast.ops.ragged import Ragged, offsets_from, set_index
+from merfast.models.packed import (
+    owners,
+    ragged_attention,
+    rotary_angles,
+    rotate,
+    side_by_side,
+    slots,
+    spread,
+    uploaded,
+)
+from merfast.models.sound import FRAME, framed
+from merfast.ops.ragged import Ragged
 from merfast.types import SAMPLE_RATE
 
 MELS = 96
-FRAME = 800  # samples, 50 ms: long enough to part the harmonics of most voices
-HOP = 320  # samples, 20 ms
 FFT = 1024
 LOWEST, HIGHEST = 20.0, 7600.0  # Hz
 STRIDE = 2  # log-mel frames to a feature vector
@@ -106,76 +115,71 @@ class LogMel(nn.Module):
         """
         if x.values.ndim != 1 or not x.values.is_floating_point():
             raise ValueError(f"logmel: got {x.values.dtype} {list(x.values.shape)}, expected float samples [N]")
-        lengths = x.lengths
-        frames = torch.where(lengths > 0, 1 + ((lengths - FRAME).clamp(min=0) + HOP - 1) // HOP, 0)
-        offsets = offsets_from(frames)
-        owner = set_index(offsets)
-        if not len(owner):
-            return Ragged(x.values.new_zeros(0, MELS), offsets)
-        # Sets start at multiples of the hop, so that one strided view holds the frames of all of them.
-        layout = slots(lengths, FRAME, HOP)
-        first = layout.starts // HOP - offsets[:-1]
-        rows = first[owner] + torch.arange(len(owner), device=owner.device)
-        windows = spread(_levelled(x), layout).unfold(0, FRAME, HOP)[rows]  # [frames, FRAME]
+        sizes = x.host_sizes()
+        if not sum(sizes):
+            return Ragged.of(x.values.new_zeros(0, MELS), sizes)
+        sound = framed(x)
+        bands = torch.cat([self._bands(part) for part in sound.chunks()])
+        return Ragged.of(bands[uploaded(sound.places, bands.device)], sound.sizes)
+
+    def _bands(self, windows: Tensor) -> Tensor:
+        """Log bands `[W, 96]` of windows `[W, 800]`."""
         spectrum = torch.fft.rfft(windows * self.window, n=FFT)
         power = spectrum.real.square() + spectrum.imag.square()
-        return Ragged((power @ self.filters).clamp(min=1e-10).log(), offsets)
+        bands: Tensor = (power @ self.filters).clamp(min=1e-10).log()
+        return bands
 
     def normalised(self, frames: Ragged) -> Ragged:
         """Log-mel frames `[frames, 96]` -> `[frames, C, 96]`, as `spectrogram` gives them."""
-        owner = set_index(frames.offsets)
-        if not len(owner):
-            return Ragged(frames.values.new_zeros(0, len(self.by_band), MELS), frames.offsets)
-        top = frames.values.new_full((len(frames),), -torch.inf)
-        top = top.scatter_reduce(0, owner, frames.values.amax(1), "amax")
-        cut = frames.values.maximum(top[owner, None] - DYNAMIC_RANGE)
-        channels = [_standardised(cut, frames.offsets, owner, by_band) for by_band in self.by_band]
-        return Ragged(torch.stack(channels, 1), frames.offsets)
+        sizes, device = frames.host_sizes(), frames.values.device
+        values, starts = frames.values[: sum(sizes)], np.cumsum([0, *sizes])[:-1]
+        if not len(values):
+            return Ragged(values.new_zeros(0, len(self.by_band), MELS), frames.offsets, sizes)
+        owner, counts = owners(sizes, device), frames.lengths.clamp(min=1)[:, None]
+        top = values.amax(1)[side_by_side(starts, sizes, device)].amax(1)
+        cut = values.maximum(top[owner, None] - DYNAMIC_RANGE)
+        channels = [_standardised(cut, owner, counts, by_band) for by_band in self.by_band]
+        return Ragged(torch.stack(channels, 1), frames.offsets, sizes)
 
     def encode(self, frames: Ragged) -> Ragged:
         """Normalised log-mel frames `[frames, C, 96]` -> vectors `[N', dim]`."""
-        lengths = (frames.lengths + STRIDE - 1) // STRIDE
-        offsets = offsets_from(lengths)
-        if not len(frames.values):
-            return Ragged(frames.values.new_zeros(0, self.dim), offsets)
-        layout = slots(frames.lengths, STRIDE, STRIDE)
-        axis = spread(frames.values, layout).transpose(0, 1)  # [C, time, 96]
+        given, device = frames.host_sizes(), frames.values.device
+        sizes = [(n + STRIDE - 1) // STRIDE for n in given]
+        if not sum(given):
+            return Ragged.of(frames.values.new_zeros(0, self.dim), sizes)
+        layout = slots(given, STRIDE, STRIDE)
+        axis = spread(frames.values[: sum(given)], uploaded(layout.places, device), layout.total)
         # Sets start at multiples of the stride: each place of the shorter axis is valid if the first one it is made
         # from is. A convolution spills over a set's end, so what is not valid is cleared after each.
-        valid = spread(frames.values.new_ones(len(frames.values)), layout)[::STRIDE, None]
+        shorter = slots(sizes, 1)
+        places = uploaded(shorter.places, device)
+        valid = spread(axis.new_ones(len(places), 1), places, shorter.total)
+        axis = axis.transpose(0, 1)  # [C, time, 96]
         x = functional.relu(self.norm_stem(self.stem(axis[None]))) * valid  # [1, channels, time / 2, 24]
         for stage in self.stages:
             x = stage(x, valid)
-        x = x[0].transpose(0, 1).flatten(1)[slots(lengths, 1).places]  # [N', 4 * channels * 6]
+        x = x[0].transpose(0, 1).flatten(1)[places]  # [N', 4 * channels * 6]
         x = self.project(self.dropout(x))
-        gaps = slots(lengths, self.reach)
-        angles = rotary_angles(offsets, self.head_dim)
-        for block in self.blocks:
-            x = block(x, offsets, angles, gaps)
-        return Ragged(self.norm_out(x), offsets)
+        if self.blocks:
+            gaps = slots(sizes, self.reach)
+            places, angles = uploaded(gaps.places, device), rotary_angles(sizes, self.head_dim, device=device)
+            for block in self.blocks:
+                x = block(x, sizes, angles, places, gaps.total)
+        return Ragged.of(self.norm_out(x), sizes)
 
 
-def _levelled(x: Ragged) -> Tensor:
-    """Samples `[N]` of each set with mean 0 and peak 1; a constant set becomes zeros."""
-    owner = set_index(x.offsets)
-    sums = x.values.new_zeros(len(x), dtype=torch.float64).index_add(0, owner, x.values.double())
-    centred = x.values - (sums / x.lengths.clamp(min=1)).to(x.values.dtype)[owner]
-    peaks = centred.new_zeros(len(x)).scatter_reduce(0, owner, centred.abs(), "amax")
-    return centred / peaks.clamp(min=1e-20)[owner]
-
-
-def _standardised(x: Tensor, offsets: Tensor, owner: Tensor, by_band: bool) -> Tensor:
-    """Rows `[N, 96]` with mean 0 and deviation 1 over each set, by band or over the bands too."""
-    x = x - _set_means(x, offsets, owner, by_band)[owner]
-    deviation = _set_means(x.square(), offsets, owner, by_band).sqrt().clamp(min=1e-2)
+def _standardised(x: Tensor, owner: Tensor, counts: Tensor, by_band: bool) -> Tensor:
+    """Rows `[N, 96]` with mean 0 and deviation 1 over each set, by band or over the bands too; of `counts` `[B, 1]`."""
+    x = x - _set_means(x, owner, counts, by_band)[owner]
+    deviation = _set_means(x.square(), owner, counts, by_band).sqrt().clamp(min=1e-2)
     return x / deviation[owner]
 
 
-def _set_means(x: Tensor, offsets: Tensor, owner: Tensor, by_band: bool) -> Tensor:
+def _set_means(x: Tensor, owner: Tensor, counts: Tensor, by_band: bool) -> Tensor:
     """Means over each set, by band `[B, 96]` or over the bands too `[B, 1]`; summed in fp64."""
     rows = (x if by_band else x.mean(1, keepdim=True)).double()
-    sums = rows.new_zeros(len(offsets) - 1, rows.shape[1]).index_add(0, owner, rows)
-    return (sums / offsets.diff().clamp(min=1)[:, None]).to(x.dtype)
+    sums = rows.new_zeros(len(counts), rows.shape[1]).index_add(0, owner, rows)
+    return (sums / counts).to(x.dtype)
 
 
 class Residual(nn.Module):
@@ -218,13 +222,13 @@ class Block(nn.Module):
         self.feed_out = nn.Linear(4 * dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, offsets: Tensor, angles: Tensor, gaps: Slots) -> Tensor:
+    def forward(self, x: Tensor, sizes: Sequence[int], angles: Tensor, places: Tensor, total: int) -> Tensor:
         qkv = self.qkv(self.norm_attention(x)).unflatten(1, (3, self.heads, -1))  # [N, 3, H, d]
         q, k, v = qkv.unbind(1)
-        seen = ragged_attention(rotate(q, angles), rotate(k, angles), v, offsets)
+        seen = ragged_attention(rotate(q, angles), rotate(k, angles), v, sizes)
         x = x + self.dropout(self.out(seen.flatten(1)))
-        axis = spread(functional.glu(self.gate(self.norm_conv(x))), gaps)  # [time, dim]
-        near = self.depthwise(axis.T[None])[0].T[gaps.places]
+        axis = spread(functional.glu(self.gate(self.norm_conv(x))), places, total)  # [time, dim]
+        near = self.depthwise(axis.T[None])[0].T[places]
         x = x + self.dropout(self.pointwise(functional.silu(self.norm_depthwise(near))))
         fed = self.feed_out(self.dropout(functional.gelu(self.feed_in(self.norm_feed(x)))))
         out: Tensor = x + self.dropout(fed)
