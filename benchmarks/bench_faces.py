@@ -9,6 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from merfast.media.decode import AudioChunk, Frame, open_media
 from merfast.media.faces import DETECT_SIZE, make_detector
+from merfast.media.lookers import FrameLooker
 from merfast.media.tracks import FaceTracker
 from merfast.ops import crop_norm_cpu
 from merfast.ops.crop_norm import CropSpec
@@ -22,7 +23,7 @@ def frames(clip: Path) -> list[Frame]:
 
 def follow(frames: list[Frame], kind: str, model: Path | None) -> int:
     crop = crop_norm_cpu.prepare(CropSpec(48))
-    tracker = FaceTracker(make_detector(kind, model), crop_size=48, face_scale=1.0, crop=crop)
+    tracker = FaceTracker(FrameLooker(make_detector(kind, model), crop_size=48, crop=crop), face_scale=1.0)
     views = [v for f in frames for v in tracker.push(f)] + list(tracker.flush())
     return sum(bool(v.faces) for v in views)
 

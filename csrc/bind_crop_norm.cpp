@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <optional>
@@ -27,9 +28,9 @@ const uint8_t* plane_data(const char* name, const py::array& array, const std::v
 
 class CropNormKernel {
   public:
-    CropNormKernel(int64_t size, bool bytes, const std::array<float, 3>& mean, const std::array<float, 3>& std,
-                   const std::string& isa)
-        : isa_(find_isa(isa)), crop_(make(size, bytes, mean, std), isa_) {}
+    CropNormKernel(int64_t height, int64_t width, bool bytes, const std::array<float, 3>& mean,
+                   const std::array<float, 3>& std, const std::string& isa)
+        : isa_(find_isa(isa)), crop_(make(height, width, bytes, mean, std), isa_) {}
 
     void run(const py::array& y, const py::array& u, const py::array& v, double red, double blue, bool full_range,
              const py::array& boxes, const std::optional<py::array>& frame, py::array& out) const {
@@ -72,12 +73,12 @@ class CropNormKernel {
             index.assign(p_frame, p_frame + count);
         }
         check_values(corners, index, frames);
-        const py::ssize_t size = crop_.spec().size;
+        const py::ssize_t height = crop_.spec().height, width = crop_.spec().width;
         if (!out.writeable()) refuse("out", "a read-only array", "a writeable one");
         if (crop_.spec().bytes) {
-            checked<uint8_t>("crop_norm out", out, {count, size, size, 3});
+            checked<uint8_t>("crop_norm out", out, {count, height, width, 3});
         } else {
-            checked<float>("crop_norm out", out, {count, 3, size, size});
+            checked<float>("crop_norm out", out, {count, 3, height, width});
         }
         void* p_out = out.mutable_data();
         const py::gil_scoped_release release;
@@ -87,12 +88,12 @@ class CropNormKernel {
     std::string isa() const { return isa_name(isa_); }
 
   private:
-    static CropNorm::Spec make(int64_t size, bool bytes, const std::array<float, 3>& mean,
+    static CropNorm::Spec make(int64_t height, int64_t width, bool bytes, const std::array<float, 3>& mean,
                                const std::array<float, 3>& std) {
-        if (size < 1 || size > kLargest) {
-            refuse("size", std::to_string(size), "1 to " + std::to_string(kLargest));
+        if (std::min(height, width) < 1 || std::max(height, width) > kLargest) {
+            refuse("size", text({height, width}), "1 to " + std::to_string(kLargest));
         }
-        CropNorm::Spec spec{size, bytes, {}, {}};
+        CropNorm::Spec spec{height, width, bytes, {}, {}};
         for (std::size_t c = 0; c < 3; ++c) {
             if (!std::isfinite(mean[c]) || !std::isfinite(std[c]) || !(std[c] > 0.0f)) {
                 refuse("mean, std", std::to_string(mean[c]) + " and " + std::to_string(std[c]),
@@ -127,8 +128,9 @@ class CropNormKernel {
 
 void bind_crop_norm(py::module_& m) {
     py::class_<CropNormKernel>(m, "CropNormKernel")
-        .def(py::init<int64_t, bool, const std::array<float, 3>&, const std::array<float, 3>&, const std::string&>(),
-             py::arg("size"), py::arg("whole"), py::arg("mean"), py::arg("std"), py::arg("isa"))
+        .def(py::init<int64_t, int64_t, bool, const std::array<float, 3>&, const std::array<float, 3>&,
+                      const std::string&>(),
+             py::arg("height"), py::arg("width"), py::arg("whole"), py::arg("mean"), py::arg("std"), py::arg("isa"))
         .def("run", &CropNormKernel::run, py::arg("y"), py::arg("u"), py::arg("v"), py::arg("red"), py::arg("blue"),
              py::arg("full_range"), py::arg("boxes"), py::arg("frame"), py::arg("out"))
         .def_property_readonly("isa", &CropNormKernel::isa);

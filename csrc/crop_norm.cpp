@@ -138,8 +138,8 @@ int64_t scratch_floats(CropTask& task, int64_t lanes, bool by_rows) {
         span = std::max(span, (plane.across.high - plane.across.low) * plane.column);
     }
     task.line = round_up(span + 2 * lanes, lanes);
-    if (by_rows) return 6 * round_up(task.size, lanes) + 2 * task.line;
-    return lanes * (3 * (task.size + 3) + std::max(2 * (span + 3), 3 * (task.size + 3)));
+    if (by_rows) return 6 * round_up(task.width, lanes) + 2 * task.line;
+    return lanes * (3 * (task.width + 3) + std::max(2 * (span + 3), 3 * (task.width + 3)));
 }
 
 }  // namespace
@@ -147,10 +147,11 @@ int64_t scratch_floats(CropTask& task, int64_t lanes, bool by_rows) {
 CropNorm::CropNorm(const Spec& spec, Isa isa) : spec_(spec), isa_(kernels_for(isa)) {}
 
 void CropNorm::run(const Planes& planes, const double* boxes, const int64_t* frame, int64_t count, void* out) const {
-    const int64_t size = spec_.size, area = 3 * size * size;
+    const int64_t height = spec_.height, width = spec_.width, area = 3 * height * width;
     Filter luma_down, luma_across, chroma_down, chroma_across;
     CropTask task{};
-    task.size = size;
+    task.height = height;
+    task.width = width;
     task.bytes = spec_.bytes;
     set_colours(task, planes, spec_);
     for (CropPlane& plane : task.planes) plane = {nullptr, planes.c_row, planes.c_column, 1, {}, {}, {}};
@@ -160,11 +161,11 @@ void CropNorm::run(const Planes& planes, const double* boxes, const int64_t* fra
     std::unique_ptr<float[]> scratch;
     int64_t floats = 0;
     for (int64_t n = 0; n < count; ++n, boxes += 4) {
-        luma_across.set(boxes[0], boxes[2], size, planes.width);
-        luma_down.set(boxes[1], boxes[3], size, planes.height);
+        luma_across.set(boxes[0], boxes[2], width, planes.width);
+        luma_down.set(boxes[1], boxes[3], height, planes.height);
         // Chroma is sited on every second column, between two rows.
-        chroma_across.set(boxes[0] / 2 + 0.25, boxes[2] / 2 + 0.25, size, chroma_width);
-        chroma_down.set(boxes[1] / 2, boxes[3] / 2, size, chroma_height);
+        chroma_across.set(boxes[0] / 2 + 0.25, boxes[2] / 2 + 0.25, width, chroma_width);
+        chroma_down.set(boxes[1] / 2, boxes[3] / 2, height, chroma_height);
         set_planes(task, planes, frame ? frame[n] : 0);
         task.planes[0].down = luma_down.axis();
         task.planes[0].across = luma_across.axis();

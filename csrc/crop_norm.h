@@ -1,4 +1,4 @@
-// Square crops out of 8-bit 4:2:0 planes: resampled, converted to RGB, normalised. merfast/ops/crop_norm.py states
+// Crops out of 8-bit 4:2:0 planes: resampled, converted to RGB, normalised. merfast/ops/crop_norm.py states
 // what is computed.
 #pragma once
 
@@ -10,9 +10,9 @@ namespace merfast {
 class CropNorm {
   public:
     struct Spec {
-        int64_t size;
-        bool bytes;     // uint8 [N, S, S, 3], or fp32 [N, 3, S, S]
-        float mean[3];  // of R, G, B, with their values in [0, 1]; for fp32 only
+        int64_t height, width;  // of crops
+        bool bytes;             // uint8 [N, height, width, 3], or fp32 [N, 3, height, width]
+        float mean[3];          // of R, G, B, with their values in [0, 1]; for fp32 only
         float std[3];
     };
 

@@ -32,9 +32,9 @@ struct CropPlane {
 };
 
 struct CropTask {
-    CropPlane planes[3];  // y, u, v; or y and u with v
-    int64_t count;        // of planes
-    int64_t size;
+    CropPlane planes[3];    // y, u, v; or y and u with v
+    int64_t count;          // of planes
+    int64_t height, width;  // of the crop
     // Channel c is clamped to [0, 255] of offset[c] + sum over y, u, v of matrix[c][.], then times gain[c] plus
     // bias[c].
     float matrix[3][3], offset[3], gain[3], bias[3];

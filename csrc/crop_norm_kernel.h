@@ -62,10 +62,10 @@ inline int64_t fours(int64_t n) {
 
 // out[x][lane] = sum over k of weight[k] * block[(first[x] - low + k) * column + channel][lane].
 template <class V>
-inline void blend_columns(const CropPlane& plane, int64_t channel, int64_t size, const float* block, float* out) {
+inline void blend_columns(const CropPlane& plane, int64_t channel, int64_t width, const float* block, float* out) {
     const CropAxis& axis = plane.across;
     const int64_t next = plane.column * V::lanes;
-    for (int64_t x = 0; x < size; ++x) {
+    for (int64_t x = 0; x < width; ++x) {
         const float* at = block + (axis.first[x] - axis.low) * next + channel * V::lanes;
         const float* weight = axis.weight + x * axis.taps;
         typename V::T sum = V::zero();
@@ -100,16 +100,16 @@ inline void convert(const CropTask& task, int c, const float* yuv, int64_t colum
 
 // Row `y` of the crop from its three channels, [3][stride].
 inline void write_row(const CropTask& task, int64_t y, const float* row, int64_t stride) {
-    const int64_t size = task.size;
+    const int64_t width = task.width;
     if (!task.bytes) {
         for (int64_t c = 0; c < 3; ++c) {
-            float* out = static_cast<float*>(task.out) + (c * size + y) * size;
-            __builtin_memcpy(out, row + c * stride, static_cast<uint64_t>(size) * sizeof(float));
+            float* out = static_cast<float*>(task.out) + (c * task.height + y) * width;
+            __builtin_memcpy(out, row + c * stride, static_cast<uint64_t>(width) * sizeof(float));
         }
         return;
     }
-    uint8_t* out = static_cast<uint8_t*>(task.out) + y * size * 3;
-    for (int64_t x = 0; x < size; ++x) {
+    uint8_t* out = static_cast<uint8_t*>(task.out) + y * width * 3;
+    for (int64_t x = 0; x < width; ++x) {
         for (int64_t c = 0; c < 3; ++c) {
             out[3 * x + c] = static_cast<uint8_t>(static_cast<int32_t>(row[c * stride + x]));
         }
@@ -119,34 +119,34 @@ inline void write_row(const CropTask& task, int64_t y, const float* row, int64_t
 template <class V>
 void crop(const CropTask& task) {
     constexpr int64_t lanes = V::lanes;
-    const int64_t size = task.size, wide = fours(size);
+    const int64_t height = task.height, width = task.width, wide = fours(width);
     float* yuv = task.scratch;             // [3][wide][lanes]
     float* rows = yuv + 3 * wide * lanes;  // [lanes][span, rounded up], then [lanes][3][wide]
     // The last columns of yuv are no columns of the crop: what is computed of them is not written, but must be finite.
     for (int64_t p = 0; p < 3; ++p) {
-        for (int64_t i = size * lanes; i < wide * lanes; ++i) yuv[p * wide * lanes + i] = 0.0f;
+        for (int64_t i = width * lanes; i < wide * lanes; ++i) yuv[p * wide * lanes + i] = 0.0f;
     }
-    for (int64_t y = 0; y < size; y += lanes) {
-        const int64_t filled = size - y < lanes ? size - y : lanes;
+    for (int64_t y = 0; y < height; y += lanes) {
+        const int64_t filled = height - y < lanes ? height - y : lanes;
         float* blended = yuv;
         for (int64_t p = 0; p < task.count; ++p) {
             const CropPlane& plane = task.planes[p];
             const int64_t span = span_of(plane), stride = fours(span);
             float* block = rows + lanes * stride;  // [span, rounded up][lanes]
             for (int64_t i = 0; i < lanes; ++i) {
-                const int64_t at = i < filled ? y + i : size - 1;
+                const int64_t at = i < filled ? y + i : height - 1;
                 const uint8_t* source = plane.data + plane.down.first[at] * plane.row + plane.across.low * plane.column;
                 blend_row<V>(source, plane.row, plane.down.weight + at * plane.down.taps, plane.down.taps, span,
                              rows + i * stride);
             }
             turn<V>(rows, stride, span, block);
             for (int64_t c = 0; c < plane.channels; ++c, blended += wide * lanes) {
-                blend_columns<V>(plane, c, size, block, blended);
+                blend_columns<V>(plane, c, width, block, blended);
             }
         }
-        if (!task.bytes && filled == lanes && wide == size) {
-            float* out = static_cast<float*>(task.out) + y * size;
-            for (int c = 0; c < 3; ++c) convert<V>(task, c, yuv, wide, out + c * size * size, size);
+        if (!task.bytes && filled == lanes && wide == width) {
+            float* out = static_cast<float*>(task.out) + y * width;
+            for (int c = 0; c < 3; ++c) convert<V>(task, c, yuv, wide, out + c * height * width, width);
             continue;
         }
         for (int c = 0; c < 3; ++c) convert<V>(task, c, yuv, wide, rows + c * wide, 3 * wide);

@@ -42,12 +42,12 @@ inline void convert_row(const CropTask& task, int c, const float* yuv, int64_t c
     const typename V::T v = V::set1(task.matrix[c][2]), offset = V::set1(task.offset[c]);
     const typename V::T least = V::zero(), most = V::set1(255.0f);
     const typename V::T gain = V::set1(task.gain[c]), bias = V::set1(task.bias[c]);
-    for (int64_t x = 0; x < task.size; x += V::lanes, yuv += V::lanes) {
+    for (int64_t x = 0; x < task.width; x += V::lanes, yuv += V::lanes) {
         typename V::T value = V::fma(y, V::load(yuv), offset);
         value = V::fma(u, V::load(yuv + count), value);
         value = V::fma(v, V::load(yuv + 2 * count), value);
         value = V::fma(gain, V::min(V::max(value, least), most), bias);
-        V::store_part(out + x, task.size - x, value);
+        V::store_part(out + x, task.width - x, value);
     }
 }
 
@@ -66,14 +66,15 @@ inline void fetch_rows(const CropTask& task, int64_t y, int64_t* fetched) {
 
 template <class V>
 void crop_rows(const CropTask& task) {
-    const int64_t size = task.size, count = (size + V::lanes - 1) / V::lanes * V::lanes;
+    const int64_t height = task.height, width = task.width;
+    const int64_t count = (width + V::lanes - 1) / V::lanes * V::lanes;
     float* yuv = task.scratch;     // [3][count]
     float* rgb = yuv + 3 * count;  // [3][count]
     float* lines[2] = {rgb + 3 * count, rgb + 3 * count + task.line};
     int64_t fetched[3];
     for (int64_t p = 0; p < task.count; ++p) fetched[p] = task.planes[p].down.low;
-    for (int64_t y = 0; y < size; ++y) {
-        fetch_rows(task, y + kAhead < size ? y + kAhead : size - 1, fetched);
+    for (int64_t y = 0; y < height; ++y) {
+        fetch_rows(task, y + kAhead < height ? y + kAhead : height - 1, fetched);
         float* row = yuv;
         for (int64_t p = 0; p < task.count; ++p) {
             const CropPlane& plane = task.planes[p];
@@ -83,8 +84,8 @@ void crop_rows(const CropTask& task) {
             if (plane.column == 2) split<V>(lines[0], span_of(plane), lines[1]);
             for (int64_t c = 0; c < plane.channels; ++c, row += count) blend_near<V>(plane.near, count, lines[c], row);
         }
-        float* out = task.bytes ? rgb : static_cast<float*>(task.out) + y * size;
-        const int64_t stride = task.bytes ? count : size * size;
+        float* out = task.bytes ? rgb : static_cast<float*>(task.out) + y * width;
+        const int64_t stride = task.bytes ? count : height * width;
         for (int c = 0; c < 3; ++c) convert_row<V>(task, c, yuv, count, out + c * stride);
         if (task.bytes) write_row(task, y, rgb, count);
     }

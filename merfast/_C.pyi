@@ -27,7 +27,9 @@ class AfgBf16Kernel:
     def isa(self) -> str: ...
 
 class CropNormKernel:
-    def __init__(self, size: int, whole: bool, mean: Sequence[float], std: Sequence[float], isa: str) -> None: ...
+    def __init__(
+        self, height: int, width: int, whole: bool, mean: Sequence[float], std: Sequence[float], isa: str
+    ) -> None: ...
     def run(
         self,
         y: _Bytes,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from merfast.errors import MediaError, MerfastError
+
+if TYPE_CHECKING:
+    import torch
 
 EMOTIONS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
 """The six classes in MER 2023 order."""
@@ -24,6 +27,9 @@ LOUDEST = 100.0
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
+Crops: TypeAlias = "ByteArray | torch.Tensor"
+"""Face crops, uint8 RGB: an array, or a tensor where they were cut on a device."""
+
 Modality = Literal["audio", "video"]
 
 MODALITIES: tuple[Modality, ...] = ("audio", "video")
@@ -150,19 +156,21 @@ class Window:
     Attributes:
         start, end: seconds from the start of the media.
         audio: `[N]` float32 at 16 kHz; empty where there is none, or silence.
-        crops: `[T, S, S, 3]` uint8 RGB face crops; empty where there is no face.
+        crops: `[T, S, S, 3]` uint8 RGB face crops, an array or a tensor on a device; empty where there is no face.
         sampled: number of frames looked at, with a face or without.
         track: number of the face's track, None without a face.
         missing: modality -> why it is absent.
+        ready: where crops are on a GPU, the event after which other streams may read them.
     """
 
     start: float
     end: float
     audio: FloatArray
-    crops: ByteArray
+    crops: Crops
     sampled: int
     track: int | None
     missing: Mapping[str, str]
+    ready: torch.cuda.Event | None = None
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -178,22 +186,22 @@ class Batch:
     Attributes:
         audio: `[sum of samples]` float32 at 16 kHz.
         audio_offsets: `[B + 1]` int64; window b owns `audio[audio_offsets[b]:audio_offsets[b + 1]]`.
-        crops: `[sum of crops, S, S, 3]` uint8 RGB.
+        crops: `[sum of crops, S, S, 3]` uint8 RGB; a tensor on a device if those of any window are, else an array.
         crop_offsets: `[B + 1]` int64.
     """
 
     audio: FloatArray
     audio_offsets: IntArray
-    crops: ByteArray
+    crops: Crops
     crop_offsets: IntArray
 
     @classmethod
     def pack(cls, windows: Sequence[Window]) -> Batch:
-        """Pack windows of one crop size; at least one."""
+        """Pack windows of one crop size; at least one. On a GPU the current stream waits for crops, not the CPU."""
         return cls(
             np.concatenate([w.audio for w in windows]),
             offsets_of([len(w.audio) for w in windows]),
-            np.concatenate([w.crops for w in windows]),
+            _packed(windows),
             offsets_of([len(w.crops) for w in windows]),
         )
 
@@ -202,6 +210,28 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"Batch({len(self)} windows, audio {list(self.audio.shape)}, crops {list(self.crops.shape)})"
+
+
+def _packed(windows: Sequence[Window]) -> Crops:
+    """All crops behind each other; on a device if any are there."""
+    arrays = [w.crops for w in windows if isinstance(w.crops, np.ndarray)]
+    if len(arrays) == len(windows):
+        return np.concatenate(arrays)
+    import torch
+
+    device = next(w.crops.device for w in windows if not isinstance(w.crops, np.ndarray))
+    parts = []
+    for window in windows:
+        if isinstance(window.crops, np.ndarray):
+            host = torch.tensor(window.crops)
+            parts.append((host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True))
+            continue
+        if window.ready is not None:
+            stream = torch.cuda.current_stream(device)
+            stream.wait_event(window.ready)
+            window.crops.record_stream(stream)  # so that their memory is not used again before this stream has read it
+        parts.append(window.crops)
+    return torch.cat(parts)
 
 
 def offsets_of(lengths: Sequence[int]) -> IntArray:

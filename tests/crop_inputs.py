@@ -39,12 +39,12 @@ def make_planes(
     return Planes(y, noise(rows, columns)[..., :columns], noise(rows, columns)[..., :columns], matrix, full_range)
 
 
-def exact_rgb(planes: Planes, box: list[float], frame: int, size: int) -> np.ndarray:
-    """`[size, size, 3]` RGB in [0, 255], fp64, one output sample after the other."""
+def exact_rgb(planes: Planes, box: list[float], frame: int, sides: tuple[int, int]) -> np.ndarray:
+    """`[height, width, 3]` RGB in [0, 255], fp64, one output sample after the other."""
     left, top, right, bottom = box
     chroma = (left / 2 + 0.25, top / 2, right / 2 + 0.25, bottom / 2)
     y, u, v = (
-        exact_scaled(plane[frame].numpy(), place, size)
+        exact_scaled(plane[frame].numpy(), place, sides)
         for plane, place in ((planes.y, (left, top, right, bottom)), (planes.u, chroma), (planes.v, chroma))
     )
     k_r, k_b = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}[planes.matrix]
@@ -56,11 +56,11 @@ def exact_rgb(planes: Planes, box: list[float], frame: int, size: int) -> np.nda
     return np.clip(np.stack((red, green, blue), -1), 0, 255)
 
 
-def exact_scaled(plane: np.ndarray, box: tuple[float, ...], size: int) -> np.ndarray:
+def exact_scaled(plane: np.ndarray, box: tuple[float, ...], sides: tuple[int, int]) -> np.ndarray:
     left, top, right, bottom = box
-    across = [exact_weights(left, right, i, size, plane.shape[1]) for i in range(size)]
+    across = [exact_weights(left, right, i, sides[1], plane.shape[1]) for i in range(sides[1])]
     lines = np.stack([plane.astype(np.float64) @ w for w in across], 1)
-    return np.stack([exact_weights(top, bottom, i, size, plane.shape[0]) @ lines for i in range(size)])
+    return np.stack([exact_weights(top, bottom, i, sides[0], plane.shape[0]) @ lines for i in range(sides[0])])
 
 
 def exact_weights(first: float, last: float, i: int, size: int, extent: int) -> np.ndarray:

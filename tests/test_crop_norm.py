@@ -14,7 +14,7 @@ from crop_inputs import LAYOUTS, exact_rgb, make_planes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merfast.ops.crop_norm import FARTHEST, CropSpec, Planes, crop_norm, prepare, resample
+from merfast.ops.crop_norm import FARTHEST, CropSpec, Planes, crop_norm, prepare, resample, sides_of
 
 FLOAT = torch.float32
 
@@ -39,7 +39,7 @@ def noise(height: int, width: int) -> np.ndarray:
     full_range=st.booleans(),
     corner=st.tuples(st.floats(-30, 30), st.floats(-30, 30)),
     sides=st.tuples(st.floats(0.01, 60), st.floats(0.01, 60)),
-    size=st.integers(1, 9),
+    size=st.one_of(st.integers(1, 9), st.tuples(st.integers(1, 9), st.integers(1, 9))),
 )
 def test_the_formulas(
     height: int,
@@ -49,12 +49,12 @@ def test_the_formulas(
     full_range: bool,
     corner: tuple[float, float],
     sides: tuple[float, float],
-    size: int,
+    size: int | tuple[int, int],
 ) -> None:
     planes = make_planes(height, width, layout=layout, frames=2, spare=3, matrix=matrix, full_range=full_range)
     box = [*corner, corner[0] + sides[0], corner[1] + sides[1]]
     got = resample(planes, torch.tensor([box], dtype=torch.float64), torch.tensor([1]), size, torch.float64)
-    np.testing.assert_allclose(got[0].permute(1, 2, 0), exact_rgb(planes, box, 1, size), rtol=0, atol=1e-8)
+    np.testing.assert_allclose(got[0].permute(1, 2, 0), exact_rgb(planes, box, 1, sides_of(size)), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize(("side", "size"), [(40, 8), (37, 10), (40, 39), (24, 24), (10, 23), (1, 5)])
@@ -214,6 +214,7 @@ def test_refuses(case: str) -> None:
 
 BAD_SPECS: dict[str, tuple[CropSpec, str]] = {
     "size": (CropSpec(0), "size: got 0, expected at least 1"),
+    "height": (CropSpec((0, 3)), r"size: got \(0, 3\), expected at least 1"),
     "dtype": (CropSpec(2, torch.int32), "dtype: got torch.int32, expected one of torch.uint8"),
     "bytes": (CropSpec(2, mean=(0.5, 0.5, 0.5)), "mean, std: got .* with uint8, expected a float dtype"),
     "std": (CropSpec(2, FLOAT, std=(1.0, 0.0, 1.0)), "mean, std: got .* std above 0"),

@@ -17,27 +17,31 @@ from torch import Tensor
 from merfast import _C
 from merfast.errors import UnavailableError
 from merfast.ops import afg_cpu, crop_norm_cpu
-from merfast.ops.crop_norm import LUMA, CropSpec, Planes, crop_norm, resample
+from merfast.ops.crop_norm import LUMA, CropSpec, Planes, crop_norm, resample, sides_of
 
 ISAS = afg_cpu.isas()
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ONES, ZEROS = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+Size = int | tuple[int, int]
 each_isa = pytest.mark.parametrize("isa", ISAS)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
-def run(isa: str, planes: Planes, boxes: Tensor, frame: Tensor | None, size: int, *, whole: bool = False) -> np.ndarray:
+def run(
+    isa: str, planes: Planes, boxes: Tensor, frame: Tensor | None, size: Size, *, whole: bool = False
+) -> np.ndarray:
     """Straight through the binding, into an output full of NaN or of 0xAA."""
-    shape = (len(boxes), size, size, 3) if whole else (len(boxes), 3, size, size)
+    sides = sides_of(size)
+    shape = (len(boxes), *sides, 3) if whole else (len(boxes), 3, *sides)
     out = np.full(shape, 0xAA if whole else np.nan, np.uint8 if whole else np.float32)
     y, u, v = (p.numpy() for p in planes[:3])
     numbers = None if frame is None else frame.numpy()
-    kernel = _C.CropNormKernel(size, whole, ZEROS, ONES, isa)
+    kernel = _C.CropNormKernel(*sides, whole, ZEROS, ONES, isa)
     kernel.run(y, u, v, *LUMA[planes.matrix], planes.full_range, boxes.double().numpy(), numbers, out)
     return out
 
 
-def check(isa: str, planes: Planes, boxes: Tensor, frame: Tensor | None, size: int) -> None:
+def check(isa: str, planes: Planes, boxes: Tensor, frame: Tensor | None, size: Size) -> None:
     """Both errors are against fp64, as parts of 255; the kernel's may be twice the eager one plus a floor.
 
     The floor is that of weights rounded to fp32, times the largest factor of chroma, with as much for the sums. A
@@ -64,7 +68,7 @@ def check(isa: str, planes: Planes, boxes: Tensor, frame: Tensor | None, size: i
     full_range=st.booleans(),
     corners=st.lists(st.tuples(st.floats(-80, 150), st.floats(-80, 150)), max_size=3),
     sides=st.tuples(st.floats(0.01, 300), st.floats(0.01, 300)),
-    size=st.sampled_from([1, 2, 3, 4, 5, 15, 16, 17, 30, 48]),
+    size=st.sampled_from([1, 2, 3, 4, 5, 15, 16, 17, 30, 48, (1, 33), (40, 3), (17, 32), (31, 50)]),
     seed=st.integers(0, 9),
 )
 def test_error(
@@ -76,7 +80,7 @@ def test_error(
     full_range: bool,
     corners: list[tuple[float, float]],
     sides: tuple[float, float],
-    size: int,
+    size: Size,
     seed: int,
 ) -> None:
     planes = make_planes(height, width, layout=layout, frames=2, spare=spare, full_range=full_range, seed=seed)
@@ -278,7 +282,7 @@ def test_binding_refuses(case: str) -> None:
         "frame": np.zeros(1, np.int64),
         "out": np.zeros((1, 2, 2, 3), B),
     }
-    kernel = _C.CropNormKernel(2, True, ZEROS, ONES, "auto")
+    kernel = _C.CropNormKernel(2, 2, True, ZEROS, ONES, "auto")
     kernel.run(**arguments)
     with pytest.raises(ValueError, match=f"crop_norm {message}"):
         kernel.run(**(arguments | change))
@@ -287,12 +291,13 @@ def test_binding_refuses(case: str) -> None:
 @pytest.mark.parametrize(
     ("size", "mean", "std", "isa", "message"),
     [
-        (0, ZEROS, ONES, "auto", "crop_norm size: got 0, expected 1 to 16384"),
-        (2, ZEROS, ZEROS, "auto", "crop_norm mean, std: got 0.* and 0.*, expected finite numbers, std above 0"),
-        (2, (np.nan, 0, 0), ONES, "auto", "crop_norm mean, std: got nan"),
-        (2, ZEROS, ONES, "neon", "isa: got 'neon', expected auto, .*generic"),
+        ((0, 2), ZEROS, ONES, "auto", r"crop_norm size: got \[0, 2\], expected 1 to 16384"),
+        ((2, 20_000), ZEROS, ONES, "auto", r"crop_norm size: got \[2, 20000\], expected 1 to 16384"),
+        ((2, 2), ZEROS, ZEROS, "auto", "crop_norm mean, std: got 0.* and 0.*, expected finite numbers, std above 0"),
+        ((2, 2), (np.nan, 0, 0), ONES, "auto", "crop_norm mean, std: got nan"),
+        ((2, 2), ZEROS, ONES, "neon", "isa: got 'neon', expected auto, .*generic"),
     ],
 )
-def test_binding_refuses_specs(size: int, mean: Any, std: Any, isa: str, message: str) -> None:
+def test_binding_refuses_specs(size: tuple[int, int], mean: Any, std: Any, isa: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _C.CropNormKernel(size, True, mean, std, isa)
+        _C.CropNormKernel(*size, True, mean, std, isa)

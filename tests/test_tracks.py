@@ -11,6 +11,7 @@ import pytest
 
 from merfast.media.decode_arrays import ArrayFrame
 from merfast.media.faces import Box, Haar, YuNet, crop_square, resize
+from merfast.media.lookers import FrameLooker
 from merfast.media.tracks import MISSED, FacesAt, FaceTracker, GivenFaces
 from merfast.ops import crop_norm
 from merfast.types import ByteArray
@@ -42,9 +43,12 @@ def picture(*faces: tuple[float, float, float], level: int = 40) -> ByteArray:
     return ground
 
 
-def follow(pictures: list[ByteArray], detector: Marked, step: float = 0.2) -> tuple[list[FacesAt], list[int]]:
+def follow(
+    pictures: list[ByteArray], detector: Marked, step: float = 0.2, ahead: int = 1
+) -> tuple[list[FacesAt], list[int]]:
     """All views, and how many had come out after each frame."""
-    tracker = FaceTracker(detector, crop_size=16, face_scale=1.0, crop=crop_norm.prepare(crop_norm.CropSpec(16)))
+    crop = crop_norm.prepare(crop_norm.CropSpec(16))
+    tracker = FaceTracker(FrameLooker(detector, crop_size=16, crop=crop, ahead=ahead), face_scale=1.0)
     views: list[FacesAt] = []
     counts = []
     for i, image in enumerate(pictures):
@@ -111,6 +115,65 @@ def test_two_faces_keep_their_tracks_while_they_move() -> None:
     weights = np.array([[v.faces[t].weight for t in (0, 1)] for v in views])
     larger = int(weights[0].argmax())
     assert (weights.argmax(1) == larger).all()
+
+
+ONE, TWO = (100, 90, 40), (240, 90, 50)
+GROUPED: dict[str, tuple[list[ByteArray], Callable[[int], bool]]] = {
+    "moving": ([picture((60 + 8 * i, 90, 40)) for i in range(21)], lambda call: False),
+    "bridged": ([picture((100 + 4 * i, 90, 40)) for i in range(20)], lambda call: call in (3, 4)),
+    "lost": ([picture((100 + 4 * i, 90, 40)) for i in range(20)], lambda call: 3 <= call <= 6),
+    "leaves": ([picture(ONE)] * 7 + [picture()] * 13, lambda call: False),
+    "lonely": ([picture(ONE)] * 12, lambda call: call != 2),
+    "never": ([picture(ONE)] * 9, lambda call: True),
+    "cut": ([picture(ONE)] * 8 + [picture(ONE, level=120)] * 9, lambda call: False),
+    "cuts": ([picture(ONE, level=40 + 80 * (i // 3 % 2)) for i in range(20)], lambda call: call == 5),
+    "cut at once": ([picture(ONE), picture(ONE, level=120), picture(ONE)], lambda call: False),
+    "two": ([picture((40 + 5 * i, 60, 30), (280 - 5 * i, 130, 40)) for i in range(15)], lambda call: call == 4),
+    "one more": ([picture(ONE)] * 9 + [picture(ONE, TWO)] * 10, lambda call: False),
+    "other size": ([picture(ONE)] * 6 + [picture(ONE)[:, :160]] * 7, lambda call: False),
+    "one frame": ([picture(ONE)], lambda call: False),
+    "nothing": ([], lambda call: False),
+}
+
+
+@pytest.mark.parametrize("ahead", [2, 3, 5, 8, 16, 64])
+@pytest.mark.parametrize("case", GROUPED)
+def test_the_size_of_groups_changes_nothing(case: str, ahead: int) -> None:
+    pictures, miss = GROUPED[case]
+    alone, together = Marked(miss), Marked(miss)
+    expected, _ = follow(pictures, alone)
+    got, counts = follow(pictures, together, ahead=ahead)
+    assert alone.calls == together.calls
+    assert counts[: ahead - 1] == [0] * min(ahead - 1, len(pictures))  # so groups were made
+    for mine, theirs in zip(got, expected, strict=True):
+        assert (mine.time, list(mine.faces)) == (theirs.time, list(theirs.faces))
+        for number, face in mine.faces.items():
+            assert face.weight == theirs.faces[number].weight
+            assert np.array_equal(face.crop, theirs.faces[number].crop)
+
+
+def test_rare_frames_do_not_wait_for_a_full_group() -> None:
+    pictures = [picture(ONE)] * 14
+    expected, _ = follow(pictures, Marked(), step=1.0)
+    got, counts = follow(pictures, Marked(), step=1.0, ahead=64)
+    assert [(v.time, list(v.faces)) for v in got] == [(v.time, list(v.faces)) for v in expected]
+    assert counts == [0] * 5 + [6] * 6 + [12] * 3
+
+
+def test_a_flush_amid_a_group_ends_tracks_as_one_between_frames_does() -> None:
+    crop = crop_norm.prepare(crop_norm.CropSpec(16))
+
+    def views(ahead: int) -> list[tuple[float, list[int]]]:
+        tracker = FaceTracker(FrameLooker(Marked(), crop_size=16, crop=crop, ahead=ahead), face_scale=1.0)
+        out: list[FacesAt] = []
+        for i in range(14):
+            out += tracker.push(ArrayFrame(picture(ONE), i * 0.2))
+            out += tracker.flush() if i == 5 else ()
+        out += tracker.flush()
+        return [(v.time, list(v.faces)) for v in out]
+
+    assert views(1) == views(4) == views(16)
+    assert [faces for _, faces in views(1)] == [[0]] * 6 + [[1]] * 8
 
 
 def test_given_faces_are_one_track() -> None:

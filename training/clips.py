@@ -84,7 +84,7 @@ def crops_of(engine: merfast.Engine, file: Path, most: int = 8) -> list[np.ndarr
     preprocessing = engine.bundle.config.preprocessing
     spec = WindowSpec(preprocessing.max_window, preprocessing.max_window)
     reader = ItemReader(file, file.name, engine.plan, engine.bundle.config, spec, every_face=False, threads=1)
-    crops = [crop for group in reader for crop in group[0].crops]
+    crops = [np.asarray(torch.as_tensor(crop).cpu()) for group in reader for crop in group[0].crops]
     return [crops[i] for i in np.linspace(0, len(crops) - 1, min(most, len(crops))).astype(int)] if crops else []
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from merfast.errors import UnavailableError
 from merfast.types import ByteArray
@@ -22,6 +23,12 @@ DETECT_SIZE = 480
 _YUNET_SCALE = 1.09
 _YUNET_SCORE = 0.7
 _YUNET_OVERLAP = 0.3
+YUNET_MOST = 100
+"""Boxes, the surest, that are thinned out; the others are left out."""
+
+YUNET_SMALLEST = 10
+"""Pixels of the shorter side of a picture that YuNet takes: its strides leave nothing of a smaller one."""
+
 _HAAR_STEP = 1.2
 _HAAR_NEIGHBOURS = 2
 _HAAR_SMALLEST = 32
@@ -66,23 +73,41 @@ class YuNet:
 
     def __init__(self, model: Path) -> None:
         try:
-            self._net = cv2.FaceDetectorYN.create(str(model), "", (320, 320), _YUNET_SCORE, _YUNET_OVERLAP, 100)
+            self._net = cv2.FaceDetectorYN.create(str(model), "", (320, 320), _YUNET_SCORE, _YUNET_OVERLAP, YUNET_MOST)
         except cv2.error as error:
             raise UnavailableError(f"detector 'yunet': OpenCV cannot load {model} ({error.err})") from error
 
     def detect(self, image: ByteArray) -> list[Box]:
         height, width = image.shape[:2]
-        if min(height, width) < 10:  # the network's strides leave nothing of such a picture
+        if min(height, width) < YUNET_SMALLEST:
             return []
         self._net.setInputSize((width, height))
         found: Any = self._net.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]  # None where nothing is found
-        if found is None:
-            return []
-        rows = np.asarray(found, dtype=np.float64)
-        rows = rows[np.isfinite(rows).all(1)]
-        rows = rows[rows[:, -1].argsort()[::-1]]
-        boxes = rows[:, :4].tolist()
-        return [Box(x + w / 2, y + h / 2, _YUNET_SCALE * (w * h) ** 0.5) for x, y, w, h in boxes if w > 0 and h > 0]
+        return [] if found is None else _boxes_of(np.asarray(found))
+
+
+def yunet_boxes(rows: npt.NDArray[np.float32]) -> list[Box]:
+    """Boxes out of all that YuNet may have seen, the surest first, thinned out as `cv2.FaceDetectorYN` does it.
+
+    Args:
+        rows: `[K, 5]`: left, top, width, height in pixels, and score; `YUNET_MOST` of them at most.
+    """
+    rows = rows[(rows[:, 4] >= _YUNET_SCORE) & np.isfinite(rows).all(1)]
+    if len(rows) > 1:
+        whole = rows[:, :4].clip(-1e9, 1e9).astype(np.int32)
+        scores = rows[:, 4].tolist()
+        kept = cv2.dnn.NMSBoxes(whole.tolist(), scores, _YUNET_SCORE, _YUNET_OVERLAP, 1.0, YUNET_MOST)
+        rows = rows[np.asarray(kept, dtype=np.int64).reshape(-1)]
+    return _boxes_of(rows)
+
+
+def _boxes_of(rows: npt.NDArray[np.float32]) -> list[Box]:
+    """Boxes of rows that begin with left, top, width, height and end with a score, the surest first."""
+    rows = rows.astype(np.float64)
+    rows = rows[np.isfinite(rows).all(1)]
+    rows = rows[rows[:, -1].argsort()[::-1]]
+    boxes = rows[:, :4].tolist()
+    return [Box(x + w / 2, y + h / 2, _YUNET_SCALE * (w * h) ** 0.5) for x, y, w, h in boxes if w > 0 and h > 0]
 
 
 class Haar:

@@ -10,18 +10,18 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from enum import Enum
+from typing import Protocol
 
 import numpy as np
 
 from merfast.media.decode import Frame
-from merfast.media.faces import DETECT_SIZE, Box, Detector, resize
-from merfast.types import ByteArray
-
-if TYPE_CHECKING:
-    from merfast.ops.crop_norm import Crop
+from merfast.media.faces import Box, resize
+from merfast.media.lookers import Looker
+from merfast.trace import span
+from merfast.types import ByteArray, Crops
 
 DETECT_RATE = 2.5
 """Detections a second."""
@@ -38,7 +38,9 @@ CUT = 0.4
 On 20 real clips (frames 0.2 s apart) cuts gave 0.49 and more, hand-held and fast motion at most 0.28.
 """
 
-_THUMBNAIL = 32
+GROUPED = 5.0
+"""Seconds that frames wait for their group to fill, at most."""
+
 _NOISE = 4.0  # grey levels of contrast granted to any picture, so that noise in a black one is no cut
 _SLACK = 1e-6
 
@@ -47,7 +49,7 @@ _SLACK = 1e-6
 class FaceView:
     """One face in one frame."""
 
-    crop: ByteArray  # [S, S, 3] uint8 RGB
+    crop: Crops  # [S, S, 3] uint8 RGB, on the CPU or on a device
     weight: float  # how much this face is the picture's subject: its size and centrality, in [0, 1]
 
 
@@ -84,12 +86,6 @@ class _Track:
         return Box(*(p + part * (q - p) for p, q in zip(a, b, strict=True)))
 
 
-@dataclass
-class _Pending:
-    frame: Frame
-    detected: bool
-
-
 class FaceSource(Protocol):
     """Turns sampled frames of one source into face crops by track."""
 
@@ -113,47 +109,86 @@ class GivenFaces:
         return iter(())
 
 
+class _Act(Enum):
+    """What a tracker does next: frames wait, some are looked at, and tracks end where the picture is cut."""
+
+    ADD = 1
+    LOOK = 2
+    END = 3
+
+
 class FaceTracker:
-    """Turns sampled frames of one source into face crops by track.
+    """Turns sampled frames of one source into face crops by track, as many at a time as its looker likes.
+
+    How many that are changes when frames come out, and nothing else: which are looked at follows from their times and
+    from cuts alone.
 
     Args:
-        detector: finds faces; used by this tracker alone.
-        crop_size: side of the crops, in pixels.
+        looker: looks at the frames; used by this tracker alone.
         face_scale: side of the crop over the side of the face box.
-        crop: cuts uint8 crops of that size out of planes, see `Frame.crops`.
     """
 
-    def __init__(self, detector: Detector, *, crop_size: int, face_scale: float, crop: Crop) -> None:
-        self._detector, self._cut_out = detector, crop
-        self._crop_size, self._face_scale = crop_size, face_scale
-        self._pending: deque[_Pending] = deque()
+    def __init__(self, looker: Looker, *, face_scale: float) -> None:
+        self._looker, self._face_scale = looker, face_scale
+        self._group: list[Frame] = []  # not thought about yet
+        self._pending: deque[Frame] = deque()  # not certain yet
         self._tracks: list[_Track] = []
         self._count = 0
-        self._last_detection = -math.inf
+        # Of the schedule: when the last look was due, the last frame if it was not looked at, and its thumbnail.
+        self._last_look = -math.inf
+        self._unseen: Frame | None = None
         self._thumbnail: ByteArray | None = None
 
     def push(self, frame: Frame) -> Iterator[FacesAt]:
-        thumbnail = frame.small(_THUMBNAIL)
-        if self._is_cut(thumbnail):
-            yield from self.flush()
-        self._thumbnail = thumbnail
-        due = frame.time - self._last_detection >= 1 / DETECT_RATE - EARLY
-        self._pending.append(_Pending(frame, due))
-        if due:
-            self._detect(frame)
-            yield from self._resolve()
+        self._group.append(frame)
+        if len(self._group) >= self._looker.ahead or frame.time - self._group[0].time >= GROUPED:
+            yield from self._follow(self._schedule())
 
     def flush(self) -> Iterator[FacesAt]:
-        if self._pending and not self._pending[-1].detected:
-            self._pending[-1].detected = True
-            self._detect(self._pending[-1].frame)
-        for track in self._tracks:
-            # Seen once, and never looked for again: there was no chance to confirm it.
-            track.confirmed |= track.missed == 0
-            track.ended = True
-        yield from self._resolve()
-        self._last_detection = -math.inf
-        self._thumbnail = None
+        yield from self._follow([*self._schedule(), *self._ending()])
+
+    def _schedule(self) -> list[tuple[_Act, Frame | None]]:
+        """What to do with the group."""
+        group, self._group = self._group, []
+        acts: list[tuple[_Act, Frame | None]] = []
+        with span("thumbnails"):
+            thumbnails = self._looker.thumbnails(group) if group else ()
+        for frame, thumbnail in zip(group, thumbnails, strict=True):
+            if self._is_cut(thumbnail):
+                acts += self._ending()
+            self._thumbnail = thumbnail
+            acts.append((_Act.ADD, frame))
+            due = frame.time - self._last_look >= 1 / DETECT_RATE - EARLY
+            if due:
+                acts.append((_Act.LOOK, frame))
+                self._last_look = frame.time
+            self._unseen = None if due else frame
+        return acts
+
+    def _ending(self) -> list[tuple[_Act, Frame | None]]:
+        """A last look, and the end of all tracks."""
+        acts: list[tuple[_Act, Frame | None]] = [(_Act.LOOK, self._unseen)] if self._unseen is not None else []
+        self._last_look, self._unseen, self._thumbnail = -math.inf, None, None
+        return [*acts, (_Act.END, None)]
+
+    def _follow(self, acts: Sequence[tuple[_Act, Frame | None]]) -> Iterator[FacesAt]:
+        looks = [frame for act, frame in acts if act is _Act.LOOK and frame is not None]
+        with span("detect"):
+            found = iter(self._looker.detect(looks) if looks else ())
+        certain: list[tuple[Frame, dict[int, Box]]] = []
+        for act, frame in acts:
+            if act is _Act.END:
+                for track in self._tracks:
+                    # Seen once, and never looked for again: there was no chance to confirm it.
+                    track.confirmed |= track.missed == 0
+                    track.ended = True
+                certain += self._resolve(math.inf)
+            elif frame is not None and act is _Act.ADD:
+                self._pending.append(frame)
+            elif frame is not None:
+                self._match(frame.time, next(found))
+                certain += self._resolve(frame.time)
+        yield from self._crop(certain)
 
     def _is_cut(self, thumbnail: ByteArray) -> bool:
         last = self._thumbnail
@@ -165,12 +200,10 @@ class FaceTracker:
         contrast = np.abs(a - a.mean()).mean() + np.abs(b - b.mean()).mean() + _NOISE
         return float(np.abs(a - b).mean() / contrast) > CUT
 
-    def _detect(self, frame: Frame) -> None:
-        image = frame.small(DETECT_SIZE)
-        found = [b.scaled(1 / image.shape[1]) for b in self._detector.detect(image)]
-        self._last_detection = frame.time
+    def _match(self, time: float, found: list[Box]) -> None:
+        """What was found at a time, in units of the picture's width, belongs to faces seen before, or to new ones."""
         for track in self._tracks:
-            track.ended |= frame.time - track.times[-1] > MISSED
+            track.ended |= time - track.times[-1] > MISSED
         live = [t for t in self._tracks if not t.ended]
         pairs = sorted(
             ((_affinity(t.boxes[-1], b), i, j) for i, t in enumerate(live) for j, b in enumerate(found)), reverse=True
@@ -181,35 +214,43 @@ class FaceTracker:
                 matched[i] = j
         for i, track in enumerate(live):
             if i in matched:
-                track.times.append(frame.time)
+                track.times.append(time)
                 track.boxes.append(found[matched[i]])
                 track.missed, track.confirmed = 0, True
             else:
                 track.missed += 1
         for j, box in enumerate(found):
             if j not in matched.values():
-                self._tracks.append(_Track(self._count, [frame.time], [box]))
+                self._tracks.append(_Track(self._count, [time], [box]))
                 self._count += 1
 
-    def _resolve(self) -> Iterator[FacesAt]:
+    def _resolve(self, looked_until: float) -> Iterator[tuple[Frame, dict[int, Box]]]:
+        """The frames that have become certain, with the box of each track, in units of the picture's width."""
         horizon = min((t.sure_until for t in self._tracks if not t.ended), default=math.inf)
-        while self._pending and self._pending[0].frame.time <= min(horizon, self._last_detection):
-            yield self._crop(self._pending.popleft().frame)
-        oldest = self._pending[0].frame.time if self._pending else math.inf
+        while self._pending and self._pending[0].time <= min(horizon, looked_until):
+            frame = self._pending.popleft()
+            yield frame, {t.number: box for t in self._tracks if (box := t.at(frame.time)) is not None}
+        oldest = self._pending[0].time if self._pending else math.inf
         self._tracks = [t for t in self._tracks if not (t.ended and t.times[-1] < oldest)]
         for track in self._tracks:
             keep = max(0, bisect_right(track.times, min(oldest, track.times[-1])) - 1)
             if track.confirmed:
                 del track.times[:keep], track.boxes[:keep]
 
-    def _crop(self, frame: Frame) -> FacesAt:
-        out = FacesAt(frame.time)
-        boxes = {t.number: box.scaled(frame.width) for t in self._tracks if (box := t.at(frame.time)) is not None}
-        framed = [box._replace(side=box.side * self._face_scale) for box in boxes.values()]
-        crops = frame.crops(framed, self._crop_size, self._cut_out)
-        for (number, box), crop in zip(boxes.items(), crops, strict=True):
-            out.faces[number] = FaceView(crop, _subject(box, frame.width, frame.height))
-        return out
+    def _crop(self, certain: Sequence[tuple[Frame, dict[int, Box]]]) -> Iterator[FacesAt]:
+        faces = [{n: box.scaled(frame.width) for n, box in boxes.items()} for frame, boxes in certain]
+        wanted = [
+            (frame, [box._replace(side=box.side * self._face_scale) for box in boxes.values()])
+            for (frame, _), boxes in zip(certain, faces, strict=True)
+        ]
+        with span("crop"):
+            cut = self._looker.crops(wanted)
+        for (frame, _), boxes, crops in zip(certain, faces, cut, strict=True):
+            views = {
+                number: FaceView(crop, _subject(box, frame.width, frame.height))
+                for (number, box), crop in zip(boxes.items(), crops, strict=True)
+            }
+            yield FacesAt(frame.time, views)
 
 
 def _affinity(a: Box, b: Box) -> float:

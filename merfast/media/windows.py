@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +13,11 @@ from merfast.config import Preprocessing
 from merfast.media.audio import AudioBuffer
 from merfast.media.decode import AudioChunk, Media
 from merfast.media.tracks import FacesAt, FaceSource
-from merfast.types import MODALITIES, SAMPLE_RATE, FloatArray, Modality, Window
+from merfast.trace import each, spanned
+from merfast.types import MODALITIES, SAMPLE_RATE, Crops, FloatArray, Modality, Window
+
+if TYPE_CHECKING:
+    import torch
 
 TAIL = 0.05
 """Seconds: a rest shorter than this does not get a window of its own."""
@@ -81,7 +86,7 @@ class Windower:
         Raises:
             MediaError: as `Media.events`.
         """
-        for event in self._media.events():
+        for event in each("decode", self._media.events()):
             if isinstance(event, AudioChunk):
                 self._late |= event.start < (self._spec.start(self._next) - LAG / 2) * SAMPLE_RATE
                 self._audio.push(event)
@@ -98,6 +103,7 @@ class Windower:
         while self._remains(duration):
             yield self._cut(min(self._spec.end(self._next), duration))
 
+    @spanned("faces")
     def _see(self, views: Iterator[FacesAt]) -> None:
         for view in views:
             self._late |= view.time < self._spec.start(self._next) - LAG / 2
@@ -120,6 +126,7 @@ class Windower:
             return True
         return self._spec.end(self._next - 1) < duration - TAIL and self._spec.start(self._next) < duration - TAIL
 
+    @spanned("windows")
     def _cut(self, end: float) -> list[Window]:
         start = self._spec.start(self._next)
         self._next += 1
@@ -135,8 +142,8 @@ class Windower:
         for track in either:
             crops = [v.faces[track].crop for v in views if track in v.faces] if track is not None else []
             size = self._preprocessing.crop_size
-            packed = np.stack(crops) if crops else np.zeros((0, size, size, 3), dtype=np.uint8)
-            out.append(Window(start, end, audio, packed, len(views), track, missing))
+            packed, ready = _stacked(crops, size)
+            out.append(Window(start, end, audio, packed, len(views), track, missing, ready))
         following = self._spec.start(self._next)
         self._audio.forget(round(following * SAMPLE_RATE))
         self._seen = [v for v in self._seen if v.time >= following - _SLACK]
@@ -182,3 +189,18 @@ class Windower:
         if "video" in self._media.info.unreadable:
             return self._media.info.unreadable["video"]
         return "no face found" if sampled else "no frames in this stretch"
+
+
+def _stacked(crops: Sequence[Crops], size: int) -> tuple[Crops, torch.cuda.Event | None]:
+    """`[T, S, S, 3]` where the crops are, and on a GPU the event after which other streams may read it."""
+    arrays = [c for c in crops if isinstance(c, np.ndarray)]
+    if len(arrays) == len(crops):
+        return np.stack(arrays) if arrays else np.zeros((0, size, size, 3), dtype=np.uint8), None
+    import torch
+
+    stacked = torch.stack([c for c in crops if not isinstance(c, np.ndarray)])
+    if not stacked.is_cuda:
+        return stacked, None
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    ready.record(torch.cuda.current_stream(stacked.device))
+    return stacked, ready

@@ -1,19 +1,20 @@
-"""Square crops out of 8-bit 4:2:0 pictures, straight from the decoder's planes. Contract and eager reference.
+"""Crops out of 8-bit 4:2:0 pictures, straight from the decoder's planes. Contract and eager reference.
 
 **Where samples lie.** Coordinates count luma pixels from the picture's upper left corner: luma sample j covers
 [j, j + 1), its centre is j + 1/2. Chroma is sited as MPEG-2 and H.264 have it by default ("left"): on every second
 luma column, between two luma rows. A place (x, y) is (x / 2 + 1/4, y / 2) in the coordinates of a chroma plane. What
 lies outside of a plane is its nearest sample.
 
-**Resampling** is separable. An axis of a box [a, b), in the plane's coordinates, becomes S samples by a triangle filter
-that widens as the picture shrinks (bilinear with antialiasing; plain bilinear where the picture grows):
+**Resampling** is separable. An axis of a box [a, b), in the plane's coordinates, becomes S samples, a crop's height or
+width, by a triangle filter that widens as the picture shrinks (bilinear with antialiasing; plain bilinear where the
+picture grows):
 
     s = (b - a) / S       c_i = a + (i + 1/2) s       r = max(s, 1)
     w_ij = max(0, 1 - |j + 1/2 - c_i| / r)            v_i = sum_j w_ij x_j / sum_j w_ij
 
 The filter sees the picture around the box, not the box alone: a crop does not depend on where others are cut.
 
-**Colour** is converted on the S x S result. With K_r, K_b of the matrix (BT.601: 0.299, 0.114; BT.709: 0.2126, 0.0722):
+**Colour** is converted on the result. With K_r, K_b of the matrix (BT.601: 0.299, 0.114; BT.709: 0.2126, 0.0722):
 
     limited range: Y' = 255 (Y - 16) / 219, P = 255 (C - 128) / 224         full range: Y' = Y, P = C - 128
     R = Y' + 2 (1 - K_r) P_r     B = Y' + 2 (1 - K_b) P_b     G = (Y' - K_r R - K_b B) / (1 - K_r - K_b)
@@ -58,21 +59,31 @@ class Planes(NamedTuple):
 
 
 class CropSpec(NamedTuple):
-    """What crops look like: side S in pixels, uint8 RGB `[N, S, S, 3]`, or a float type for `[N, 3, S, S]`."""
+    """What crops look like: uint8 RGB `[N, height, width, 3]`, or a float type for `[N, 3, height, width]`."""
 
-    size: int
+    size: int | tuple[int, int]  # side of a square in pixels, or (height, width)
     dtype: torch.dtype = torch.uint8
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of R, G, B, for float types
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width)."""
+        return sides_of(self.size)
 
 
 Crop = Callable[[Planes, Tensor, "Tensor | None"], Tensor]
 """An implementation with its spec bound: (planes, boxes [N, 4], frame [N] or None) -> crops."""
 
 
+def sides_of(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size, which may be the side of a square."""
+    return (size, size) if isinstance(size, int) else size
+
+
 def check_spec(spec: CropSpec) -> None:
     """Raise ValueError unless the size is positive, the type is one of `DTYPES`, and mean and std fit it."""
-    if spec.size < 1:
+    if min(spec.sides) < 1:
         raise ValueError(f"crop_norm size: got {spec.size}, expected at least 1")
     if spec.dtype not in DTYPES:
         raise ValueError(f"crop_norm dtype: got {spec.dtype}, expected one of {', '.join(map(str, DTYPES))}")
@@ -131,7 +142,7 @@ def check_crop_norm(planes: Planes, boxes: Tensor, frame: Tensor | None) -> None
 
 
 def crop_norm(planes: Planes, boxes: Tensor, frame: Tensor | None = None, *, spec: CropSpec) -> Tensor:
-    """Cut boxes out of pictures, scale them to squares, and convert them to RGB.
+    """Cut boxes out of pictures, scale them to one size, and convert them to RGB.
 
     Args:
         planes: the pictures.
@@ -141,7 +152,7 @@ def crop_norm(planes: Planes, boxes: Tensor, frame: Tensor | None = None, *, spe
         spec: size, type and normalisation of the crops.
 
     Returns:
-        `[N, S, S, 3]` uint8 RGB, or `[N, 3, S, S]` in the float type of the spec.
+        `[N, height, width, 3]` uint8 RGB, or `[N, 3, height, width]` in the float type of the spec.
 
     Raises:
         ValueError: something in the arguments does not fit.
@@ -155,14 +166,17 @@ def crop_norm(planes: Planes, boxes: Tensor, frame: Tensor | None = None, *, spe
     return ((rgb / 255 - mean) / std).to(spec.dtype)
 
 
-def resample(planes: Planes, boxes: Tensor, frame: Tensor | None, size: int, compute: torch.dtype) -> Tensor:
-    """`[N, 3, size, size]` RGB in [0, 255], computed in fp32 or fp64; arguments as for `crop_norm`."""
-    out = torch.zeros(len(boxes), 3, size, size, dtype=compute, device=planes.y.device)
+def resample(
+    planes: Planes, boxes: Tensor, frame: Tensor | None, size: int | tuple[int, int], compute: torch.dtype
+) -> Tensor:
+    """`[N, 3, height, width]` RGB in [0, 255], computed in fp32 or fp64; arguments as for `crop_norm`."""
+    sides = sides_of(size)
+    out = torch.zeros(len(boxes), 3, *sides, dtype=compute, device=planes.y.device)
     k_r, k_b = LUMA[planes.matrix]
     frames = [0] * len(boxes) if frame is None else frame.tolist()
     for n, (left, top, right, bottom) in enumerate(boxes.tolist()):
         y, u, v = (
-            _scale(plane[frames[n]], box, size, compute)
+            _scale(plane[frames[n]], box, sides, compute)
             for plane, box in zip(
                 planes[:3],
                 ((left, top, right, bottom), *[(left / 2 + 0.25, top / 2, right / 2 + 0.25, bottom / 2)] * 2),
@@ -188,11 +202,13 @@ def prepare(spec: CropSpec) -> Crop:
     return lambda planes, boxes, frame: crop_norm(planes, boxes, frame, spec=spec)
 
 
-def _scale(plane: Tensor, box: tuple[float, float, float, float], size: int, compute: torch.dtype) -> Tensor:
-    """`[size, size]` samples of a `[H, W]` plane, under a box in the plane's own coordinates."""
+def _scale(
+    plane: Tensor, box: tuple[float, float, float, float], sides: tuple[int, int], compute: torch.dtype
+) -> Tensor:
+    """`[height, width]` samples of a `[H, W]` plane, under a box in the plane's own coordinates."""
     left, top, right, bottom = box
-    rows, down = _weights(top, bottom, size, plane.shape[0])
-    columns, across = _weights(left, right, size, plane.shape[1])
+    rows, down = _weights(top, bottom, sides[0], plane.shape[0])
+    columns, across = _weights(left, right, sides[1], plane.shape[1])
     inside = plane[rows, columns].to(compute)
     return down.to(plane.device, compute) @ inside @ across.to(plane.device, compute).T
 

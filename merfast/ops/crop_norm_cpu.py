@@ -24,13 +24,13 @@ def prepare(spec: CropSpec, *, isa: str = "auto") -> Crop:
     check_spec(spec)
     from merfast import _C
 
-    size, whole = spec.size, spec.dtype == torch.uint8
-    run = _C.CropNormKernel(size, whole, spec.mean, spec.std, isa).run
+    (height, width), whole = spec.sides, spec.dtype == torch.uint8
+    run = _C.CropNormKernel(height, width, whole, spec.mean, spec.std, isa).run
 
     def crop(planes: Planes, boxes: Tensor, frame: Tensor | None = None) -> Tensor:
         y, u, v, matrix, full_range = planes
         try:
-            shape = (len(boxes), size, size, 3) if whole else (len(boxes), 3, size, size)
+            shape = (len(boxes), height, width, 3) if whole else (len(boxes), 3, height, width)
             out = torch.empty(shape, dtype=torch.uint8 if whole else torch.float32, device="cpu")
             # Whole numbers stay what they are, and are refused.
             corners = (boxes.to(torch.float64) if boxes.is_floating_point() else boxes).contiguous().numpy()

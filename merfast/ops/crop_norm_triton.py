@@ -57,7 +57,13 @@ def _sample(
     return b_a / b_total, b_b / b_total
 
 
-@triton.jit
+@triton.jit(
+    # Pictures come in many sizes, and nothing here is the faster for knowing what they are multiples of.
+    do_not_specialize=[
+        *("height", "width", "stride_y_frame", "stride_y_row", "stride_c_frame", "stride_c_row", "stride_c_column"),
+        *("rows", "columns"),
+    ]
+)
 def crop_norm_kernel(
     p_y,
     p_u,
@@ -73,21 +79,25 @@ def crop_norm_kernel(
     stride_c_frame,
     stride_c_row,
     stride_c_column,
-    SIZE: tl.constexpr,
+    rows,
+    columns,
     BYTES: tl.constexpr,
     FRAMES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """p_colour [3, 6]: for R, G, B the factors of y, u, v, the offset, and gain and bias after clamping."""
+    """A crop has `rows` x `columns` pixels, which are no constants: pictures come in many sizes.
+
+    p_colour [3, 6]: for R, G, B the factors of y, u, v, the offset, and gain and bias after clamping.
+    """
     i_n = tl.program_id(0).to(tl.int64)
     o_pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    m_pixel = o_pixel < SIZE * SIZE
-    o_x = o_pixel % SIZE
-    o_y = o_pixel // SIZE
+    m_pixel = o_pixel < rows * columns
+    o_x = o_pixel % columns
+    o_y = o_pixel // columns
     left = tl.load(p_boxes + i_n * 4)
     top = tl.load(p_boxes + i_n * 4 + 1)
-    step_x = (tl.load(p_boxes + i_n * 4 + 2) - left) / SIZE
-    step_y = (tl.load(p_boxes + i_n * 4 + 3) - top) / SIZE
+    step_x = (tl.load(p_boxes + i_n * 4 + 2) - left) / columns
+    step_y = (tl.load(p_boxes + i_n * 4 + 3) - top) / rows
     i_frame = tl.load(p_frame + i_n) if FRAMES else i_n * 0
     p_y += i_frame * stride_y_frame
     p_u += i_frame * stride_c_frame
@@ -114,9 +124,9 @@ def crop_norm_kernel(
         b_value = tl.load(p_c) * b_y + tl.load(p_c + 1) * b_u + tl.load(p_c + 2) * b_v + tl.load(p_c + 3)
         b_value = tl.minimum(tl.maximum(b_value, 0.0), 255.0) * tl.load(p_c + 4) + tl.load(p_c + 5)
         if BYTES:
-            o_out = i_n * (3 * SIZE * SIZE) + o_pixel * 3 + c
+            o_out = i_n * (3 * rows * columns) + o_pixel * 3 + c
         else:
-            o_out = i_n * (3 * SIZE * SIZE) + c * (SIZE * SIZE) + o_pixel
+            o_out = i_n * (3 * rows * columns) + c * (rows * columns) + o_pixel
         tl.store(p_out + o_out, b_value.to(p_out.dtype.element_ty), mask=m_pixel)
 
 
@@ -130,8 +140,8 @@ def prepare(spec: CropSpec) -> Crop:
         ValueError: the spec or, on a call, arguments that `check_crop_norm` refuses or that are on different devices.
     """
     check_spec(spec)
-    size, whole = spec.size, spec.dtype == torch.uint8
-    shape = (size, size, 3) if whole else (3, size, size)
+    (rows, columns), whole = spec.sides, spec.dtype == torch.uint8
+    shape = (rows, columns, 3) if whole else (3, rows, columns)
     colours: dict[tuple[str, bool, torch.device], Tensor] = {}
 
     def crop(planes: Planes, boxes: Tensor, frame: Tensor | None = None) -> Tensor:
@@ -146,7 +156,7 @@ def prepare(spec: CropSpec) -> Crop:
         out = torch.empty(len(boxes), *shape, dtype=spec.dtype, device=device)
         if not len(boxes):
             return out
-        crop_norm_kernel[(len(boxes), triton.cdiv(size * size, BLOCK))](
+        crop_norm_kernel[(len(boxes), triton.cdiv(rows * columns, BLOCK))](
             planes.y,
             planes.u,
             planes.v,
@@ -161,7 +171,8 @@ def prepare(spec: CropSpec) -> Crop:
             planes.u.stride(0),
             planes.u.stride(1),
             planes.u.stride(2),
-            SIZE=size,
+            rows,
+            columns,
             BYTES=whole,
             FRAMES=frame is not None,
             BLOCK=BLOCK,

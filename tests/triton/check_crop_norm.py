@@ -8,17 +8,18 @@ from crop_inputs import LAYOUTS, make_planes
 from torch import Tensor
 
 from merfast.ops import crop_norm_triton
-from merfast.ops.crop_norm import CropSpec, Planes, crop_norm, resample
+from merfast.ops.crop_norm import CropSpec, Planes, crop_norm, resample, sides_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 # Size of the crops, and boxes in a picture of 51 x 73. The interpreter takes a millisecond for each tap.
-CASES = {
+CASES: dict[str, tuple[int | tuple[int, int], list[list[float]]]] = {
     "shrunk": (13, [[10.0, 5.0, 50.0, 45.0], [3.25, 7.5, 40.75, 30.125]]),
     "grown": (24, [[20.0, 20.0, 25.0, 25.0], [31.3, 40.9, 32.1, 42.2]]),
     "outside": (13, [[-20.0, -10.0, 20.0, 30.0], [60.0, 40.0, 90.0, 70.0], [-90.0, 200.0, -50.0, 240.0]]),
     "around": (30, [[-60.0, -70.0, 150.0, 120.0]]),
+    "wide": ((5, 21), [[0.0, 0.0, 73.0, 51.0], [10.0, 5.0, 50.0, 12.5]]),
     "one": (1, [[7.0, 6.0, 13.0, 11.0], [72.0, 50.0, 73.0, 51.0]]),
 }
 
@@ -48,7 +49,7 @@ def test_error(case: str, layout: str, device: torch.device) -> None:
     exact = resample(planes, boxes, None, size, torch.float64)
     got = run(planes, boxes, None, CropSpec(size, torch.float32), device)
     side = float((boxes[:, 2:] - boxes[:, :2]).max())
-    assert got.shape == (len(boxes), 3, size, size)
+    assert got.shape == (len(boxes), 3, *sides_of(size))
     assert (got - exact / 255).abs().max() <= 4 * 2.0**-23 * (side + 4)
 
 
@@ -74,6 +75,8 @@ def test_bytes(layout: str, device: torch.device) -> None:
     got = run(planes, boxes, None, CropSpec(16), device)
     assert (got.dtype, got.shape) == (torch.uint8, (2, 16, 16, 3))
     assert (got - exact).abs().max() <= 0.5 + 1e-2
+    wide = run(planes, boxes, None, CropSpec((3, 16)), device)
+    assert (wide.permute(0, 3, 1, 2) - resample(planes, boxes, None, (3, 16), torch.float64)).abs().max() <= 0.5 + 1e-2
 
 
 def test_no_boxes(device: torch.device) -> None:
