@@ -12,13 +12,28 @@ import numpy as np
 import pytest
 from media_files import set_rotation, truncate, write_video, write_wav
 
-from merfast.errors import MediaError
+from merfast.errors import MediaError, UnavailableError
+from merfast.media import decode_torchcodec
 from merfast.media.decode import AudioChunk, Frame, MediaInfo, open_media
 from merfast.media.source import Source, source_name
 from merfast.types import SAMPLE_RATE, ByteArray, Clip, FloatArray
 
 DECORD = sys.platform == "linux" and platform.machine() == "x86_64"
-DECODERS = ["pyav", pytest.param("decord", marks=pytest.mark.skipif(not DECORD, reason="decord has no wheel here"))]
+
+
+def torchcodec_is_here() -> bool:
+    try:
+        decode_torchcodec.load()
+    except UnavailableError:  # it needs FFmpeg's libraries too
+        return False
+    return True
+
+
+DECODERS = [
+    "pyav",
+    pytest.param("decord", marks=pytest.mark.skipif(not DECORD, reason="decord has no wheel here")),
+    pytest.param("torchcodec", marks=pytest.mark.skipif(not torchcodec_is_here(), reason="needs torchcodec, FFmpeg")),
+]
 WIDE, HIGH = 128, 96
 
 
@@ -152,9 +167,10 @@ def test_clip_from_arrays_reads_like_a_file(tone: FloatArray) -> None:
     assert (len(sound), info.duration) == (2 * SAMPLE_RATE, 2.0)
 
 
-def test_decoders_see_the_same_on_real_clips(data_dir: Path) -> None:
+@pytest.mark.parametrize("decoder", DECODERS[1:])
+def test_decoders_see_the_same_on_real_clips(data_dir: Path, decoder: str) -> None:
     for path in sorted((data_dir / "clips").iterdir()):
-        (a, sound_a, info_a, start_a), (b, sound_b, info_b, start_b) = read(path, "pyav"), read(path, "decord")
+        (a, sound_a, info_a, start_a), (b, sound_b, info_b, start_b) = read(path, "pyav"), read(path, decoder)
         assert len(a) == len(b), path.name
         late = max(abs(x.time - y.time) for x, y in zip(a, b, strict=True))
         assert late <= 1e-4, path.name
@@ -286,7 +302,7 @@ def test_bad_arrays(arguments: dict[str, object], message: str) -> None:
         Clip.from_arrays(**arguments, name="mine")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", DECODERS[:2])  # torchcodec cannot seek in it
 def test_an_audio_track_without_samples(tmp_path: Path, decoder: str) -> None:
     path = write_video(tmp_path / "mute.mkv", corner(25), 25, audio=np.zeros(0, dtype=np.float32))
     frames, sound, info, _ = read(path, decoder)

@@ -1,7 +1,8 @@
 """Decoding, the contract: any source becomes timed events, frames and 16 kHz mono audio, read once from front to back.
 
-`decode_pyav.py` (default), `decode_decord.py` and `decode_arrays.py` (for `Clip`) fulfil it. Frames are lazy: what a
-decoder yields has a timestamp and a size, and is converted to pixels only where somebody asks for them.
+`decode_pyav.py` (default, on the CPU and by NVDEC), `decode_pynvvideocodec.py`, `decode_torchcodec.py`,
+`decode_decord.py` and `decode_arrays.py` (for `Clip`) fulfil it. Frames are lazy: what a decoder yields has a timestamp
+and a size, and is converted to pixels only where somebody asks for them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import numpy as np
 
 from merfast.media.faces import Box
 from merfast.media.source import Source, check_source
+from merfast.trace import spanned
 from merfast.types import SAMPLE_RATE, ByteArray, Clip, FloatArray
 
 if TYPE_CHECKING:
+    import torch
+
     from merfast.ops.crop_norm import Crop
 
 
@@ -54,6 +58,9 @@ class AudioChunk:
 
 
 Event = Frame | AudioChunk
+
+ON_DEVICE = ("nvdec", "pynvvideocodec")
+"""Decoders whose frames are `SurfaceFrame`s on a GPU."""
 
 
 @dataclass
@@ -129,32 +136,56 @@ def rotate(image: ByteArray, degrees: int) -> ByteArray:
     return np.ascontiguousarray(np.rot90(image, degrees // 90)) if degrees % 360 else image
 
 
+@spanned("open")
 def open_media(
-    source: Source, *, name: str, decoder: str, frame_rate: float, want_video: bool = True, threads: int = 1
+    source: Source,
+    *,
+    name: str,
+    decoder: str,
+    frame_rate: float,
+    want_video: bool = True,
+    threads: int = 1,
+    surfaces: torch.device | None = None,
 ) -> Media:
     """Open any source for reading.
 
     Args:
         source: what to read.
         name: what messages call it.
-        decoder: "pyav" or "decord".
+        decoder: "pyav", "nvdec", "pynvvideocodec", "torchcodec" or "decord".
         frame_rate: frames wanted a second, at most.
         want_video: False skips the video, as where faces are not looked for.
-        threads: for the video codec.
+        threads: for the video codec on the CPU.
+        surfaces: device on which the frames of files and URLs are to lie, as `SurfaceFrame`s, with "pyav" (where it may
+            be the CPU), "nvdec" and "pynvvideocodec" (which need a CUDA device). "torchcodec" and "decord" decode on
+            it, and give frames in the CPU's memory.
 
     Raises:
         MediaError: it cannot be opened, or has neither video nor audio.
+        UnavailableError: the decoder is not installed.
+        ValueError: the decoder needs a CUDA device.
     """
     arguments: dict[str, Any] = {"frame_rate": frame_rate, "want_video": want_video}
     if isinstance(source, Clip):
         from merfast.media.decode_arrays import ArrayMedia
 
         return ArrayMedia(source, **arguments)
+    arguments |= {"threads": threads, "surfaces": surfaces}
+    if decoder in ON_DEVICE and (surfaces is None or surfaces.type != "cuda"):
+        raise ValueError(f"decoder {decoder!r}: got surfaces={surfaces}, expected a CUDA device")
     opened = check_source(source, name)
     if decoder == "decord":
         from merfast.media.decode_decord import DecordMedia
 
-        return DecordMedia(opened, name, threads=threads, **arguments)
+        return DecordMedia(opened, name, **arguments)
+    if decoder == "torchcodec":
+        from merfast.media.decode_torchcodec import TorchCodecMedia
+
+        return TorchCodecMedia(opened, name, **arguments)
+    if decoder == "pynvvideocodec":
+        from merfast.media.decode_pynvvideocodec import PyNvMedia
+
+        return PyNvMedia(opened, name, **arguments)
     from merfast.media.decode_pyav import PyAVMedia
 
-    return PyAVMedia(opened, name, threads=threads, **arguments)
+    return PyAVMedia(opened, name, hardware=decoder == "nvdec", **arguments)

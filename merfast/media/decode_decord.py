@@ -6,54 +6,41 @@ thread: decord aborts the process when threads share it.
 
 from __future__ import annotations
 
-import io
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+import torch
 
-from merfast.errors import MediaError, UnavailableError
-from merfast.media.decode import AudioChunk, Event, Frame, FrameSampler, interleave
-from merfast.media.decode_arrays import ArrayFrame
-from merfast.media.decode_pyav import PyAVMedia
-from merfast.media.source import Reader, is_url
+from merfast.errors import UnavailableError
+from merfast.media.decode import Frame, FrameSampler
+from merfast.media.decode_mixed import MixedMedia
 
 
-class DecordMedia:
-    """Reads a path or binary file; arguments and errors as for `PyAVMedia`."""
+def has_nvdec() -> bool:
+    """Whether decord, which is installed, was built for GPUs; PyPI's wheels are not."""
+    spec = importlib.util.find_spec("decord")
+    libraries = Path(spec.origin).parent.glob("libdecord*") if spec is not None and spec.origin else ()
+    return any(b"cuvidCreateDecoder" in file.read_bytes() for file in libraries)
 
-    def __init__(self, source: str | Reader, name: str, *, frame_rate: float, want_video: bool, threads: int) -> None:
+
+class DecordMedia(MixedMedia):
+    library = "decord"
+
+    def _open(self, pictures: Any, threads: int, device: torch.device) -> None:
         try:
             import decord
         except ImportError:
             raise UnavailableError("decoder 'decord' is not installed: pip install 'merfast[decord]'") from None
-        if is_url(source):
-            raise MediaError(name, "decord reads files only, not URLs: use decoder='pyav'")
-        pictures: Any = source
-        if isinstance(source, Reader):
-            content = source.read()
-            source, pictures = Reader(io.BytesIO(content), name), io.BytesIO(content)
-        self._sound = PyAVMedia(source, name, frame_rate=frame_rate, want_video=False, threads=1)
-        self.info = self._sound.info
-        self._rate = frame_rate
-        self._reader: Any = None
-        self._end = 0.0
-        if want_video and self.info.has_video:
-            try:
-                self._reader = decord.VideoReader(pictures, num_threads=threads)
-            except decord.DECORDError as error:
-                self._sound.close()
-                raise MediaError(name, f"cannot be read by decord ({str(error).splitlines()[0][:200]})") from error
-
-    def events(self) -> Iterator[Event]:
-        sound = (e for e in self._sound.events() if isinstance(e, AudioChunk))
-        yield from interleave(self._frames(), sound if self.info.has_audio else iter(()))
-        self.info.duration = max(self.info.duration, self._end)
+        context = decord.gpu(device.index or 0) if device.type == "cuda" and has_nvdec() else decord.cpu(0)
+        try:
+            self._reader = decord.VideoReader(pictures, ctx=context, num_threads=threads)
+        except decord.DECORDError as error:
+            raise self._failed("read", error) from error
 
     def _frames(self) -> Iterator[Frame]:
-        if self._reader is None:
-            return
         import decord
 
         try:
@@ -64,15 +51,10 @@ class DecordMedia:
             wanted = [i for i, t in enumerate(times[:, 0]) if t > -1e-3 and sampler.take(float(t))]
             self._end = float(times[-1, 1])
             for i in wanted:
-                image = self._reader[i].asnumpy()
-                if self._sound.aspect != 1:
-                    image = cv2.resize(image, (max(1, round(image.shape[1] * self._sound.aspect)), image.shape[0]))
-                yield ArrayFrame(image, max(0.0, float(times[i, 0])))
+                yield self._frame(self._reader[i].asnumpy(), float(times[i, 0]))
         except decord.DECORDError as error:
-            raise MediaError(
-                self.info.name, f"cannot be decoded by decord ({str(error).splitlines()[0][:200]})"
-            ) from error
+            raise self._failed("decoded", error) from error
 
     def close(self) -> None:
         self._reader = None
-        self._sound.close()
+        super().close()

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
 from av.stream import Disposition
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from merfast.errors import MediaError
+from merfast.media import nvdec
 from merfast.media.audio import AudioTrack
-from merfast.media.decode import AudioChunk, Event, FrameSampler, MediaInfo, rotate, scaled_size
-from merfast.media.faces import Box, crop_square, whole_pixels
+from merfast.media.decode import AudioChunk, Event, Frame, FrameSampler, MediaInfo
+from merfast.media.frames import PyAVFrame, new_scalers
 from merfast.media.source import Reader, is_url
+from merfast.media.surfaces import SurfaceFrame, unexportable
 from merfast.media.timestamps import Continuity
-from merfast.ops.crop_norm import Crop, Planes
-from merfast.types import ByteArray
+
+log = logging.getLogger("merfast")
 
 OPEN_TIMEOUT, READ_TIMEOUT = 15.0, 30.0
 """Seconds that a network source may stall, when it is opened and while it is read."""
@@ -39,80 +42,6 @@ LONGEST_STEP = 1.0
 LOST = 0.5
 """Seconds that may be missing at the end before a file counts as truncated (and at least 2 % of it)."""
 
-MATRICES = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}
-"""AVColorSpace -> matrix. What is unspecified (2) counts as BT.601, as in swscale, which makes `PyAVFrame.rgb`."""
-
-FULL_RANGE = 2
-"""AVColorRange of pictures that use 0 to 255; anything else is taken for limited, as in swscale."""
-
-Scalers = defaultdict[tuple[int, int], VideoReformatter]
-"""One for each size asked for: a scaler that alternates between sizes sets itself up anew every time."""
-
-
-class PyAVFrame:
-    """A decoded picture in the codec's own format."""
-
-    def __init__(self, frame: av.VideoFrame, time: float, aspect: float, scalers: Scalers) -> None:
-        self._frame = frame
-        self._scalers = scalers
-        self._turn = round(frame.rotation / 90) * 90
-        self._stored = max(1, round(frame.width * aspect)), frame.height  # before rotation, square pixels
-        self.time = time
-        self.width, self.height = self._stored if self._turn % 180 == 0 else self._stored[::-1]
-
-    def rgb(self) -> ByteArray:
-        return self._convert(*self._stored)
-
-    def small(self, longest: int) -> ByteArray:
-        return self._convert(*scaled_size(*self._stored, longest))
-
-    def crops(self, boxes: Sequence[Box], size: int, crop: Crop) -> Sequence[ByteArray]:
-        if not boxes:
-            return []
-        planes = self.planes()
-        if planes is None:
-            image = self.rgb()
-            return [crop_square(image, box, size) for box in boxes]
-        corners = torch.tensor([self._locate(box) for box in boxes], dtype=torch.float64)
-        return [rotate(image, self._turn) for image in crop(planes, corners, None).numpy()]
-
-    def planes(self) -> Planes | None:
-        """The decoder's memory, one picture before rotation; None unless it is 8-bit 4:2:0 BT.601 or BT.709."""
-        frame, kind = self._frame, self._frame.format.name
-        matrix, own = MATRICES.get(frame.colorspace), frame.planes
-        if matrix is None or kind not in ("yuv420p", "yuvj420p", "nv12") or own[0].line_size < 0:
-            return None
-
-        def view(number: int, width: int, column: int = 1, first: int = 0) -> torch.Tensor:
-            plane = own[number]
-            shape, strides = (1, plane.height, width), (plane.buffer_size, plane.line_size, column)
-            return torch.frombuffer(plane, dtype=torch.uint8).as_strided(shape, strides, first)
-
-        half = (frame.width + 1) // 2
-        u, v = (view(1, half, 2, 0), view(1, half, 2, 1)) if kind == "nv12" else (view(1, half), view(2, half))
-        full_range = kind == "yuvj420p" or frame.color_range == FULL_RANGE
-        return Planes(view(0, frame.width), u, v, matrix, full_range)
-
-    def _locate(self, box: Box) -> tuple[float, float, float, float]:
-        """A box in the pixels of the frame as it is stored, before rotation and with pixels that may not be square."""
-        left, top, side = whole_pixels(box)
-        right, bottom = left + side, top + side
-        wide, high = self._stored
-        left, top, right, bottom = {
-            0: (left, top, right, bottom),
-            90: (wide - bottom, left, wide - top, right),
-            180: (wide - right, high - bottom, wide - left, high - top),
-            270: (top, high - right, bottom, high - left),
-        }[self._turn % 360]
-        stretch = self._frame.width / wide
-        return left * stretch, float(top), right * stretch, float(bottom)
-
-    def _convert(self, width: int, height: int) -> ByteArray:
-        frame = self._scalers[width, height].reformat(
-            self._frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR
-        )
-        return rotate(np.asarray(frame.to_ndarray(), dtype=np.uint8), self._turn)
-
 
 class PyAVMedia:
     """Reads a path, URL or binary file with FFmpeg.
@@ -122,25 +51,42 @@ class PyAVMedia:
         name: what messages call it.
         frame_rate: frames wanted a second, at most.
         want_video: False skips the video.
-        threads: of the video codec.
+        threads: of the video codec on the CPU.
+        surfaces: device that pictures are brought to, as `SurfaceFrame`s; None leaves them where FFmpeg puts them.
+        hardware: decode by NVDEC on the device `surfaces` what it takes, and the rest on the CPU.
 
     Raises:
         MediaError: FFmpeg cannot open it, or it has neither video nor audio that it can decode.
     """
 
-    def __init__(self, source: str | Reader, name: str, *, frame_rate: float, want_video: bool, threads: int) -> None:
-        timeout = (OPEN_TIMEOUT, READ_TIMEOUT) if is_url(source) else None
+    def __init__(
+        self,
+        source: str | Reader,
+        name: str,
+        *,
+        frame_rate: float,
+        want_video: bool,
+        threads: int,
+        surfaces: torch.device | None = None,
+        hardware: bool = False,
+    ) -> None:
+        self._surfaces = surfaces
+        gpu = surfaces if hardware and want_video else None
+        self._container = _open(source, name, gpu)
         try:
-            self._container = av.open(source, mode="r", timeout=timeout, metadata_errors="replace")
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise MediaError(name, f"cannot be read as media ({_reason(error)})") from error
-        try:
-            self._choose(name, want_video, threads)
+            self._choose(name, want_video, threads if gpu is None else 1)
+            if gpu is not None and self._has_odd_size() and _rewind(source):
+                self._refused("odd size")  # what NVDEC makes of it cannot be taken over whole
+                gpu = None
+                self._container.close()
+                self._container = _open(source, name, None)
+                self._choose(name, want_video, threads)
         except BaseException:
             self.close()
             raise
+        self._hoped = gpu is not None  # for pictures made by NVDEC, until the first one says
         self._sampler = FrameSampler(frame_rate)
-        self._scalers: Scalers = defaultdict(VideoReformatter)
+        self._scalers = new_scalers()
         self._track = AudioTrack(name)
         self._mixer: av.AudioResampler | None = None
         self._mixed: object = None
@@ -169,25 +115,30 @@ class PyAVMedia:
             raise MediaError(name, "; ".join(self.info.unreadable.values()))
         first = video.start_time if video is not None else None
         # Width of a pixel to its height; seconds from the start of the media to the first frame.
+        self.video_index = -1 if video is None else int(video.index)
         self.aspect = float((video is not None and video.sample_aspect_ratio) or 1)
         self.video_start = 0.0 if first is None else max(0.0, float(first * video.time_base) - self._start)
         if self._video is not None:
             self._video.codec_context.thread_count = threads
             self._video.thread_type = "AUTO" if threads > 1 else "SLICE"
 
+    def _has_odd_size(self) -> bool:
+        codec = None if self._video is None else self._video.codec_context
+        return codec is not None and bool(codec.width % 2 or codec.height % 2)
+
     def events(self) -> Iterator[Event]:
         name, damaged = self.info.name, 0
         try:
             for packet in self._packets():
                 try:
-                    frames: Any = packet.decode()
+                    frames = self._decode(packet)
                 except av.FFmpegError as error:
                     if isinstance(error, (av.error.TimeoutError, av.error.ExitError)):
                         raise
                     damaged += 1
                     continue
                 for frame in frames:
-                    yield from self._picture(frame) if isinstance(frame, av.VideoFrame) else self._sound(frame)
+                    yield from self._sound(frame) if isinstance(frame, av.AudioFrame) else self._picture(frame)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise MediaError(name, f"stops being readable after {self._end():.2f} s ({_reason(error)})") from error
         yield from self._mix(None)
@@ -221,14 +172,18 @@ class PyAVMedia:
                 continue
             return
 
-    def _clock(self, frame: av.VideoFrame | av.AudioFrame, kind: int, step: float) -> float | None:
+    def _decode(self, packet: av.Packet[Any]) -> Iterable[Any]:
+        """What comes out of a codec when a packet is put in."""
+        return packet.decode()
+
+    def _clock(self, frame: Any, kind: int, step: float) -> float | None:
         """When a decoded frame is to be shown or heard, in seconds from the start of the media."""
         if frame.time is None:
             return None
-        time = frame.time - self._start
+        time = float(frame.time) - self._start
         return time + self._continuity.shift(kind, time, step)
 
-    def _picture(self, frame: av.VideoFrame) -> Iterator[PyAVFrame]:
+    def _picture(self, frame: Any) -> Iterator[Frame]:
         step = min(LONGEST_STEP, float(1 / (self._video.average_rate or 25)))
         stamp = self._clock(frame, 0, step)
         time = self._time + step * bool(self._frames) if stamp is None else stamp
@@ -238,7 +193,23 @@ class PyAVMedia:
         length = min(step, float(frame.duration * frame.time_base)) if frame.duration and frame.time_base else step
         self.info.duration = max(self.info.duration, time + length)
         if self._sampler.take(time):
-            yield PyAVFrame(frame, time, self.aspect, self._scalers)
+            yield self._show(frame, time)
+
+    def _show(self, frame: Any, time: float) -> Frame:
+        """A picture as the caller wants it."""
+        if self._hoped:
+            self._hoped = False
+            if frame.format.name != "cuda":
+                self._refused(f"NVDEC refuses {frame.format.name}")
+            elif why := unexportable(frame):
+                log.info("%s: NVDEC's pictures go through the CPU (%s)", self.info.name, f"each {why}")
+        if self._surfaces is None:
+            return PyAVFrame(frame, time, self.aspect, self._scalers)
+        return SurfaceFrame.of(frame, time, self.aspect, self._surfaces, self._scalers)
+
+    def _refused(self, why: str) -> None:
+        codec = self._video.codec_context
+        log.info("%s: decoded on the CPU (%s, %s %dx%d)", self.info.name, why, codec.name, codec.width, codec.height)
 
     def _sound(self, frame: av.AudioFrame) -> Iterator[AudioChunk]:
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -285,6 +256,24 @@ class PyAVMedia:
         if len(ends) < len(streams) and not unread:
             ends.append((self._container.duration or 0) / av.time_base)
         return max(ends, default=0.0)
+
+
+def _open(source: str | Reader, name: str, gpu: torch.device | None) -> InputContainer:
+    """A container whose video is decoded on a GPU as far as it can be, or on the CPU."""
+    timeout = (OPEN_TIMEOUT, READ_TIMEOUT) if is_url(source) else None
+    try:
+        with nullcontext() if gpu is None else nvdec.primary_context(gpu):
+            accelerator = None if gpu is None else nvdec.hwaccel(gpu)
+            return av.open(source, mode="r", timeout=timeout, metadata_errors="replace", hwaccel=accelerator)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(name, f"cannot be read as media ({_reason(error)})") from error
+
+
+def _rewind(source: str | Reader) -> bool:
+    """Make a source ready to be opened again; False if it cannot be."""
+    if isinstance(source, Reader) and hasattr(source, "seek"):
+        source.seek(0)
+    return not isinstance(source, Reader) or hasattr(source, "seek")
 
 
 def _reason(error: Exception) -> str:
