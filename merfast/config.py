@@ -18,7 +18,7 @@ STRUCTURES = ("flat", "hierarchical", "guided")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32", "bf16", "int8"),
     "runtime": ("auto", "torch", "openvino", "onnxruntime", "tensorrt"),
-    "decoder": ("auto", "pyav", "decord"),
+    "decoder": ("auto", "pyav", "nvdec", "pynvvideocodec", "torchcodec", "decord"),
     "detector": ("auto", "yunet", "haar", "none"),
     "kernels": ("auto", "reference", "cpp", "cpp-generic", "cpp-avx2", "cpp-avx512", "triton"),
     "faces": ("main", "all"),
@@ -51,14 +51,35 @@ class EngineConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
-        if self.device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:[0-9]+", self.device):
-            raise ConfigError(f"device: got {self.device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        self._check_devices()
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads: got {self.threads}, expected at least 1")
         if not self.batch_seconds > 0:
             raise ConfigError(f"batch_seconds: got {self.batch_seconds}, expected seconds above 0")
         if self.detector_model is not None and self.detector not in ("auto", "yunet"):
             raise ConfigError(f"detector_model: is a YuNet file, but detector is {self.detector!r}")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices by name: one, or several that items are shared out to."""
+        return tuple(name.strip() for name in self.device.split(","))
+
+    def _check_devices(self) -> None:
+        names = self.devices
+        among = f", among {self.device!r}" if len(names) > 1 else ""
+        for name in names:
+            if name not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:[0-9]+", name):
+                raise ConfigError(f"device: got {name!r}{among}, expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        if len(names) == 1:
+            return
+        if "auto" in names:
+            raise ConfigError(f"device: got 'auto'{among}, expected each device by name")
+        if "cpu" in names and set(names) != {"cpu"}:
+            raise ConfigError(f"device: got {self.device!r}, expected devices of one kind, for which one plan holds")
+        # A second model on one GPU takes memory and gains nothing; the CPU may be named again, to try this there.
+        numbers = [int(name.partition(":")[2] or 0) for name in names if name != "cpu"]
+        if len(set(numbers)) < len(numbers):
+            raise ConfigError(f"device: got {self.device!r}, expected each GPU once")
 
 
 # Limits of what a bundle may ask for: a damaged or hostile config is refused before memory is taken for it.

@@ -6,55 +6,40 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NoReturn, overload
 
 import numpy as np
-import torch
 
 from merfast import bundle as bundles
-from merfast import compiled
 from merfast.config import EngineConfig
-from merfast.errors import BundleError, ConfigError, MediaError, MerfastError, UnavailableError, UntrainedWarning
-from merfast.media.faces import make_detector
-from merfast.media.source import Source, is_file_object, source_name
+from merfast.errors import ConfigError, UnavailableError, UntrainedWarning
+from merfast.media.source import Source, is_file_object
 from merfast.media.windows import WindowSpec
-from merfast.models.model import inputs_of
-from merfast.ops import afg_cpu, decode_cpu, group_norm_gelu_cpu
-from merfast.ops.afg import Prepare
-from merfast.ops.decode import PrepareDecode
-from merfast.ops.group_norm_gelu import PrepareNorm
-from merfast.pipeline import ItemReader, Prefetch, prefetch_each
+from merfast.parallel import Crew
 from merfast.plan import Plan, make_plan
-from merfast.types import EMOTIONS, Batch, Failure, Prediction, Window, combine
-
-_QUEUED_WINDOWS = 4  # of one item, read ahead of the model
-_TIMELINE_BATCH = 8  # windows that a timeline predicts at a time
-_CPU_SECONDS = 16.0  # of media that go through foundation models at a time on the CPU: more takes memory, no less time
-
-
-@dataclass
-class _Item:
-    """An item on its way: groups of predictions, one group for each window, None until predicted."""
-
-    reader: ItemReader
-    groups: list[list[Prediction | None]] = field(default_factory=list)
+from merfast.types import Failure, Prediction
+from merfast.worker import Worker
 
 
 class Engine:
     """Predicts emotion and valence from talking-face media; safe to use from many threads.
 
+    On a GPU it is ready when it is made, which takes some seconds: kernels are compiled and CUDA graphs captured then.
+
     Args:
         bundle: a bundle directory, or a hub id that `merfast bundle pull` got; None is the packaged mini bundle.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "auto", "cpu", "cuda" or "cuda:N"; or several GPUs, as in ["cuda:0", "cuda:1"] or "cuda:0,cuda:1". Each
+            then has the whole model, an item goes to the first that has room for it, and a timeline to the one that has
+            the least to do.
         precision: of foundation models (HuBERT, ViT, ...): "fp32", "bf16", or on the CPU "int8". "auto" is fp32. All
             else is fp32.
         runtime: what runs foundation models: "torch", "openvino" or "onnxruntime" (on the CPU), "tensorrt" (on a GPU),
             or "auto". They are compiled for it when first needed, and kept in the bundle's folder `compiled`.
-        decoder: "auto", "pyav" or "decord".
+        decoder: "auto" (NVDEC through PyAV where the device is a GPU that has it, else PyAV), "pyav", "nvdec",
+            "pynvvideocodec", "torchcodec" or "decord".
         detector: of faces: "auto" (YuNet if its file is at hand, else Haar), "yunet", "haar", or "none" for voice only.
         detector_model: YuNet's ONNX file.
         kernels: "auto", "reference", "cpp" (the widest vectors here), "cpp-generic", "cpp-avx2",
@@ -77,7 +62,7 @@ class Engine:
         self,
         bundle: str | Path | None = None,
         *,
-        device: str = "auto",
+        device: str | Sequence[str] = "auto",
         precision: str = "auto",
         runtime: str = "auto",
         decoder: str = "auto",
@@ -92,7 +77,7 @@ class Engine:
             if not isinstance(value, (str, os.PathLike, type(None))):
                 raise ConfigError(f"{name}: got {type(value).__name__}, expected a path")
         self.config = EngineConfig(
-            device=device,
+            device=_joined(device),
             precision=precision,
             runtime=runtime,
             decoder=decoder,
@@ -106,21 +91,15 @@ class Engine:
         _check_process()
         root = bundles.directory(bundle)
         described = bundles.read_config(root)
-        self.plan: Plan = make_plan(self.config, described)
-        if self.plan.choice("faces") != "none":
-            make_detector(self.plan.choice("faces"), self.plan.detector_model)  # a bad file is refused here, not later
-        self._threads = threads or len(os.sched_getaffinity(0))
-        self._device = torch.device(self.plan.choice("device"))
-        targets = compiled.targets_of(described, self.plan, self._threads)
-        self.bundle = compiled.load(root, described, targets, _norm_kernel(self.plan.choice("afg"), self._threads))
+        many = threads or len(os.sched_getaffinity(0))
+        devices = self.config.devices
+        self._workers = [Worker(root, described, replace(self.config, device=name), many) for name in devices]
+        self._crew = Crew(self._workers, 2 * many) if len(devices) > 1 else None
+        self.plan: Plan = make_plan(self.config, described) if self._crew else self._workers[0].plan
+        self.bundle: bundles.Bundle = self._workers[0].inference.bundle
         if not described.trained:
             message = f"bundle {described.name!r} is untrained: its predictions mean nothing"
             warnings.warn(message, UntrainedWarning, stacklevel=2)
-        self._model = self.bundle.model.to(self._device)
-        slow = self._device.type == "cpu" and bool(self._model.foundations)
-        self._pass_seconds = min(batch_seconds, _CPU_SECONDS) if slow else batch_seconds
-        gather = _gather_kernel(self.plan.choice("afg"), self._threads)
-        self._model.accelerate(gather, _decode_kernel(self.plan.choice("joint decoding")))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an Engine cannot be pickled: make one in each process")
@@ -185,14 +164,20 @@ class Engine:
         sources = list(items)
         _check_distinct(sources)
         longest = self.bundle.config.preprocessing.max_window
-        readers = self._readers(sources, WindowSpec(longest, longest), faces)
+        spec, go_on, every = WindowSpec(longest, longest), on_error == "return", self._every_face(faces)
+        if self._crew is not None:
+            stream = self._crew.predict(sources, spec, every_face=every, go_on=go_on)
+        else:
+            (worker,) = self._workers
+            stream = worker.predict(worker.readers(sources, spec, every_face=every), go_on=go_on)
         results: list[Prediction | Failure] = []
-        for result in self._predict_readers(readers, go_on=on_error == "return"):
-            if isinstance(result, Failure) and on_error == "raise":
-                raise result.error
-            results.append(result)
-            if progress is not None:
-                progress(len(results))
+        with closing(stream):
+            for result in stream:
+                if isinstance(result, Failure) and not go_on:
+                    raise result.error
+                results.append(result)
+                if progress is not None:
+                    progress(len(results))
         return results
 
     def timeline(
@@ -221,146 +206,23 @@ class Engine:
             raise ConfigError(f"window: got {window!r}, expected seconds above 0 and up to the bundle's {longest:g}")
         if not isinstance(hop, (int, float)) or not 0 < hop < math.inf:
             raise ConfigError(f"hop: got {hop!r}, expected seconds above 0")
-        (reader,) = self._readers([item], WindowSpec(window, hop), faces)
-        return self._timeline(reader)
+        spec, every = WindowSpec(window, hop), self._every_face(faces)
+        if self._crew is not None:
+            return self._crew.timeline(item, spec, every_face=every)
+        (worker,) = self._workers
+        return worker.timeline(*worker.readers([item], spec, every_face=every))
 
-    def _timeline(self, reader: ItemReader) -> Iterator[Prediction]:
-        stage = Prefetch(iter(reader), 2 * _TIMELINE_BATCH)
-        told = 0
-        try:
-            while ready := stage.take(_TIMELINE_BATCH):
-                predictions = iter(self._predict_windows([(reader.name, w) for group in ready for w in group]))
-                for group in ready:
-                    main, *others = islice(predictions, len(group))
-                    news = tuple(reader.warnings[told:])
-                    told += len(news)
-                    yield replace(main, others=tuple(others), warnings=news)
-        finally:
-            stage.close()
-
-    def _readers(self, sources: Sequence[Source], spec: WindowSpec, faces: str | None) -> list[ItemReader]:
-        every = replace(self.config, faces=faces).faces if faces is not None else self.config.faces
-        threads = self._threads if len(sources) == 1 else 1
-        return [
-            ItemReader(
-                source,
-                source_name(source, i),
-                self.plan,
-                self.bundle.config,
-                spec,
-                every_face=every == "all",
-                threads=threads,
-            )
-            for i, source in enumerate(sources)
-        ]
-
-    def _predict_readers(self, readers: Sequence[ItemReader], *, go_on: bool) -> Iterator[Prediction | Failure]:
-        """One result for each reader, in order; windows of several items share a pass through the model."""
-        done: list[tuple[_Item, MerfastError | None]] = []
-        waiting: list[tuple[_Item, int, int, Window]] = []  # item, group, place in the group
-        cost = 0.0
-
-        def flush() -> Iterator[Prediction | Failure]:
-            for (item, g, p, _), prediction in zip(
-                waiting, self._predict_windows([(i.reader.name, w) for i, _, _, w in waiting]), strict=True
-            ):
-                item.groups[g][p] = prediction
-            waiting.clear()
-            yield from (_finish(item, error) for item, error in done)
-            done.clear()
-
-        opened = prefetch_each(readers, iter, ahead=2 * self._threads, size=_QUEUED_WINDOWS)
-        try:
-            for reader, groups in opened:
-                item, error = _Item(reader), None
-                try:
-                    for group in groups:
-                        item.groups.append([None] * len(group))
-                        waiting += [(item, len(item.groups) - 1, p, w) for p, w in enumerate(group)]
-                        cost += sum(w.end - w.start for w in group)
-                        if cost >= self._pass_seconds:
-                            yield from flush()
-                            cost = 0.0
-                except MerfastError as failure:
-                    if not go_on:
-                        raise
-                    error = failure
-                done.append((item, error))
-            yield from flush()
-        finally:
-            opened.close()  # type: ignore[attr-defined]
-
-    def _predict_windows(self, windows: Sequence[tuple[str, Window]]) -> list[Prediction]:
-        """Predict windows of the named sources, in order; those with neither modality get NaN."""
-        full = [w for _, w in windows if w.modalities]
-        results: Iterator[tuple[np.ndarray, float]] = iter(self._run(full))
-        nothing = np.full(len(EMOTIONS), np.nan, dtype=np.float32), float("nan")
-        return [_prediction(name, w, *(next(results) if w.modalities else nothing)) for name, w in windows]
-
-    def _run(self, windows: Sequence[Window]) -> list[tuple[np.ndarray, float]]:
-        """Posterior `[6]` and valence of each window, in passes of so many seconds at most."""
-        out: list[tuple[np.ndarray, float]] = []
-        rest = list(windows)
-        while rest:
-            ends = np.cumsum([w.end - w.start for w in rest])
-            count = max(1, int(np.searchsorted(ends, self._pass_seconds, side="right")))
-            with torch.inference_mode():
-                audio, crops = inputs_of(Batch.pack(rest[:count]), self._device)
-                posterior, valence = self._model(audio, crops)
-                if not bool(posterior.isfinite().all() and valence.isfinite().all()):
-                    raise BundleError(f"bundle {self.bundle.config.name!r}: its weights give predictions of NaN")
-                out += zip(posterior.float().cpu().numpy(), valence.float().cpu().tolist(), strict=True)
-            del rest[:count]
-        return out
+    def _every_face(self, faces: str | None) -> bool:
+        return (self.config if faces is None else replace(self.config, faces=faces)).faces == "all"
 
 
-def _prediction(name: str, window: Window, posterior: np.ndarray, valence: float) -> Prediction:
-    return Prediction(
-        source=name,
-        start=window.start,
-        end=window.end,
-        emotion=EMOTIONS[int(posterior.argmax())] if window.modalities else None,
-        probabilities=posterior.copy(),
-        valence=valence,
-        modalities=window.modalities,
-        face_coverage=len(window.crops) / window.sampled if window.sampled else 0.0,
-        missing=window.missing,
-        track=window.track,
-    )
+def _joined(device: str | Sequence[str]) -> str:
+    """Several devices in one string, as on the command line; what is neither is left to the config to refuse."""
+    several = isinstance(device, (list, tuple)) and all(isinstance(name, str) for name in device)
+    return ",".join(device) if several else device  # type: ignore[return-value]
 
 
 _process: int | None = None
-
-
-def _gather_kernel(choice: str, threads: int) -> Prepare | None:
-    """What the gatherings run on, None for the reference."""
-    if choice == "triton":
-        from merfast.ops import afg_triton
-
-        return afg_triton.prepare_group
-    if choice.startswith("cpp-"):
-        return partial(afg_cpu.prepare_group, isa=choice.removeprefix("cpp-"), threads=threads)
-    return None
-
-
-def _decode_kernel(choice: str) -> PrepareDecode | None:
-    """What joint decoding runs on, None for the reference."""
-    if choice == "triton":
-        from merfast.ops import decode_triton
-
-        return decode_triton.prepare
-    return partial(decode_cpu.prepare, isa=choice.removeprefix("cpp-")) if choice.startswith("cpp-") else None
-
-
-def _norm_kernel(choice: str, threads: int) -> PrepareNorm | None:
-    """What the masked GroupNorm of speech models runs on, None for the reference."""
-    if choice == "triton":
-        from merfast.ops import group_norm_gelu_triton
-
-        return group_norm_gelu_triton.prepare
-    if choice.startswith("cpp-"):
-        return partial(group_norm_gelu_cpu.prepare, isa=choice.removeprefix("cpp-"), threads=threads)
-    return None
 
 
 def _check_process() -> None:
@@ -380,32 +242,3 @@ def _check_distinct(sources: Sequence[Source]) -> None:
         first = seen.setdefault(id(source), i) if is_file_object(source) else i
         if first != i:
             raise ConfigError(f"items: {i} is the same open file as {first}, expected each to be read once")
-
-
-def _without_frames(error: MerfastError) -> MerfastError:
-    """The error without its tracebacks, whose frames would keep decoders and pictures alive as long as the error."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-    return error
-
-
-def _finish(item: _Item, error: MerfastError | None) -> Prediction | Failure:
-    """An item's windows as one prediction."""
-    name = item.reader.name
-    if error is not None:
-        return Failure(name, _without_frames(error))
-    groups = [[p for p in group if p is not None] for group in item.groups]
-    mains = [group[0] for group in groups]
-    if all(p.emotion is None for p in mains):
-        why = "; ".join(sorted({f"{m}: {reason}" for p in mains for m, reason in p.missing.items()}))
-        return Failure(name, MediaError(name, f"holds nothing to predict from ({why})"))
-    tracks: dict[int | None, list[Prediction]] = {}
-    for group in groups:
-        for other in group[1:]:
-            tracks.setdefault(other.track, []).append(other)
-    others = [combine(parts) if len(parts) > 1 else parts[0] for parts in tracks.values()]
-    others.sort(key=lambda p: -p.face_coverage * (p.end - p.start))
-    whole = mains[0] if len(mains) == 1 else combine(mains, windows=tuple(mains))
-    return replace(whole, others=tuple(others), warnings=tuple(item.reader.warnings))

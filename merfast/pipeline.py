@@ -7,17 +7,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from typing import Generic, TypeVar
+
+import torch
 
 from merfast.config import BundleConfig
 from merfast.errors import MediaError, MerfastError
-from merfast.media.decode import open_media
-from merfast.media.faces import make_detector
+from merfast.media import nvdec
+from merfast.media.decode import ON_DEVICE, open_media
+from merfast.media.faces import Box, make_detector
+from merfast.media.lookers import FrameLooker, Looker
 from merfast.media.source import Source
 from merfast.media.tracks import FaceSource, FaceTracker, GivenFaces
 from merfast.media.windows import Windower, WindowSpec
 from merfast.ops import crop_norm, crop_norm_cpu
+from merfast.ops.crop_norm import Crop, CropSpec
 from merfast.plan import Plan
+from merfast.runtime.streams import on_own_stream
+from merfast.trace import span, spanned
 from merfast.types import Clip, Window
 
 T = TypeVar("T")
@@ -33,10 +41,15 @@ class Prefetch(Generic[T]):
 
     An error in the iterator is raised in the reader, after the items before it. `close` ends the thread, and closes
     the iterator if it is a generator, in the thread that ran it.
+
+    Args:
+        stage: the iterator.
+        size: items ahead; 0 for any number.
+        wait: what a trace calls the reader's waiting.
     """
 
-    def __init__(self, stage: Iterator[T], size: int) -> None:
-        self._stage = stage
+    def __init__(self, stage: Iterator[T], size: int, wait: str = "wait for input") -> None:
+        self._stage, self._wait = stage, wait
         self._queue: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(size)
         self._stop = threading.Event()
         self._over = False
@@ -57,6 +70,7 @@ class Prefetch(Generic[T]):
                 self._stage.close()
         self._put(last)
 
+    @spanned("wait for room")
     def _put(self, entry: tuple[bool, T | BaseException | None]) -> bool:
         while not self._stop.is_set():
             try:
@@ -66,15 +80,16 @@ class Prefetch(Generic[T]):
             return True
         return False
 
-    def take(self, most: int) -> list[T]:
-        """What is ready, and one item at least; empty when the iterator has ended.
+    def take(self, most: int, *, wait: bool = True) -> list[T]:
+        """What is ready: one item at least, and nothing when the iterator has ended; or nothing, too, without waiting.
 
-        Raises the iterator's error once, after all items before it were taken.
+        Raises the iterator's error once, after all items before it were taken, where it waits.
         """
         out: list[T] = []
         while len(out) < most and not self._over and not self._stop.is_set():
             try:
-                more, item = self._queue.get(block=not out)
+                with span(self._wait):
+                    more, item = self._queue.get(block=wait and not out)
             except queue.Empty:
                 break
             if more:
@@ -82,7 +97,7 @@ class Prefetch(Generic[T]):
                 continue
             self._over = True
             self._error = item if isinstance(item, BaseException) else None
-        if not out and self._error is not None:
+        if wait and not out and self._error is not None:
             error, self._error = self._error, None
             raise error
         return out
@@ -102,9 +117,9 @@ class Prefetch(Generic[T]):
 
 
 def prefetch_each(
-    sources: Iterable[S], open_stage: Callable[[S], Iterator[T]], *, ahead: int, size: int
-) -> Iterator[tuple[S, Iterator[T]]]:
-    """Open one stage for each source and run `ahead` of them at a time in threads; gives them in order.
+    sources: Iterable[S], open_stage: Callable[[S], Iterator[T]], *, ahead: Callable[[], int], size: int
+) -> Generator[tuple[S, Iterator[T]]]:
+    """Open one stage for each source and run `ahead()` of them at a time in threads; gives them in order.
 
     The caller iterates each stage before it asks for the next. Closing this generator ends all threads.
     """
@@ -112,7 +127,7 @@ def prefetch_each(
     rest = iter(sources)
     try:
         while True:
-            while len(running) < ahead:
+            while len(running) < ahead():
                 try:
                     source = next(rest)
                 except StopIteration:
@@ -129,6 +144,14 @@ def prefetch_each(
         deadline = time.monotonic() + STUCK
         for _, stage in running:
             stage.close(max(0.0, deadline - time.monotonic()))
+
+
+def items_ahead(plan: Plan, threads: int) -> int:
+    """How many items to read at a time: each has a thread, which demultiplexes and decodes it.
+
+    Two for each CPU thread, as some wait for data; on NVDEC no more than there are sessions to keep its engines busy.
+    """
+    return min(2 * threads, nvdec.SESSIONS) if plan.choice("decode") in ON_DEVICE else 2 * threads
 
 
 class ItemReader:
@@ -162,8 +185,11 @@ class ItemReader:
         Raises:
             MediaError: whatever keeps this item from being read.
         """
+        windows = self._windows()
+        surfaces = self._surfaces()
         try:
-            yield from self._windows()
+            with span("read", item=self.name):
+                yield from windows if surfaces is None else on_own_stream(windows, surfaces)
         except MerfastError:
             raise
         except Exception as error:
@@ -173,13 +199,17 @@ class ItemReader:
     def _windows(self) -> Iterator[list[Window]]:
         detector = self._plan.choice("faces")
         given = isinstance(self._source, Clip) and self._source.faces == "given" and "video" in self._reads
+        decoder = self._plan.choice("decode")
+        # These decode where the model is, though their frames end in the CPU's memory.
+        place = torch.device(self._plan.choice("device")) if decoder in ("torchcodec", "decord") else self._surfaces()
         media = open_media(
             self._source,
             name=self.name,
-            decoder=self._plan.choice("decode"),
+            decoder=decoder,
             frame_rate=self._preprocessing.frame_rate,
             want_video=detector != "none" or given,
             threads=self._threads,
+            surfaces=place,
         )
         try:
             self.warnings = media.info.warnings
@@ -197,8 +227,55 @@ class ItemReader:
             return GivenFaces(size)
         if detector == "none":
             return None
-        finder = make_detector(detector, self._plan.detector_model)
-        spec, kernel = crop_norm.CropSpec(size), self._plan.choice("crop")
-        isa = kernel.removeprefix("cpp-")
-        crop = crop_norm.prepare(spec) if kernel == "reference" else crop_norm_cpu.prepare(spec, isa=isa)
-        return FaceTracker(finder, crop_size=size, face_scale=self._preprocessing.face_scale, crop=crop)
+        surfaces = self._surfaces()
+        looker = self._frame_looker(detector, size) if surfaces is None else _surface_looker(self._plan, size, surfaces)
+        return FaceTracker(looker, face_scale=self._preprocessing.face_scale)
+
+    def _surfaces(self) -> torch.device | None:
+        """Where pictures lie, if not where their decoder or caller has them."""
+        device = None if isinstance(self._source, Clip) else self._plan.surfaces
+        return None if device is None else torch.device(device)
+
+    def _frame_looker(self, detector: str, size: int) -> Looker:
+        found = make_detector(detector.removesuffix("-torch"), self._plan.detector_model)
+        return FrameLooker(found, crop_size=size, crop=_prepare(self._plan.choice("crop"), on_cpu=True)(CropSpec(size)))
+
+
+def warm_up(plan: Plan, config: BundleConfig) -> None:
+    """Compile and load what readers run on a device, before several of them would do it at the same time."""
+    if plan.surfaces is None or plan.choice("faces") == "none":
+        return
+    import av
+
+    from merfast.media.surfaces import SurfaceFrame
+
+    device = torch.device(plan.surfaces)
+    looker = _surface_looker(plan, config.preprocessing.crop_size, device)
+    frames = [SurfaceFrame.of(av.VideoFrame(96, 64, "yuv420p"), 0.0, 1.0, device) for _ in range(2)]
+    looker.thumbnails(frames)
+    looker.detect(frames)
+    looker.crops([(frame, [Box(48.0, 32.0, 40.0)]) for frame in frames])
+
+
+def _surface_looker(plan: Plan, crop_size: int, device: torch.device) -> Looker:
+    from merfast.media.lookers_device import BatchDetector, OnHost, SurfaceLooker
+    from merfast.media.yunet_torch import yunet_on
+
+    detector = plan.choice("faces")
+    finder: BatchDetector
+    if detector == "yunet-torch" and plan.detector_model is not None:
+        finder = yunet_on(plan.detector_model, device)
+    else:
+        finder = OnHost(make_detector(detector, plan.detector_model))
+    return SurfaceLooker(finder, crop_size=crop_size, prepare=_prepare(plan.choice("crop"), on_cpu=False))
+
+
+def _prepare(choice: str, *, on_cpu: bool) -> Callable[[CropSpec], Crop]:
+    """An implementation of crops; pictures that a caller has decoded are on the CPU, where no kernel for a GPU runs."""
+    if choice == "triton" and not on_cpu:
+        from merfast.ops import crop_norm_triton
+
+        return crop_norm_triton.prepare
+    if choice.startswith("cpp-"):
+        return partial(crop_norm_cpu.prepare, isa=choice.removeprefix("cpp-"))
+    return crop_norm.prepare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +49,14 @@ class Plan:
                 return s.implementation
         raise KeyError(step)
 
+    @property
+    def surfaces(self) -> str | None:
+        """The device where pictures of files are looked at and cut; None: where their decoder has them, on the CPU."""
+        from merfast.media.decode import ON_DEVICE
+
+        there = self.choice("crop") == "triton" or self.choice("faces") == "yunet-torch"
+        return self.choice("device") if there or self.choice("decode") in ON_DEVICE else None
+
     def __str__(self) -> str:
         rows = [("step", "implementation", "reason"), *((s.step, s.implementation, s.reason) for s in self.steps)]
         wide = [max(len(row[i]) for row in rows) for i in (0, 1)]
@@ -60,14 +69,19 @@ def make_plan(config: EngineConfig, bundle: BundleConfig) -> Plan:
     Raises:
         UnavailableError: something chosen explicitly does not exist here.
     """
-    device = _device(config)
-    faces, model = _faces(config, bundle)
+    from merfast.media.decode import ON_DEVICE
+
+    device, *more = [_device(name) for name in config.devices]
+    decode = _decode(config, device.implementation)
+    crop = _crop(config, device.implementation, decode.implementation)
+    there = crop.implementation == "triton" or decode.implementation in ON_DEVICE
+    faces, model = _faces(config, bundle, device.implementation if there else None)
     steps = (
-        device,
+        _together([device, *more]) if more else device,
         _precision(config, bundle),
-        _decode(config),
+        decode,
         faces,
-        _crop(config),
+        crop,
         *(_encode(config, stream, device.implementation) for stream in bundle.streams),
         _afg(config, device.implementation),
         _joint_decoding(config, device.implementation),
@@ -75,18 +89,23 @@ def make_plan(config: EngineConfig, bundle: BundleConfig) -> Plan:
     return Plan(steps, model)
 
 
-def _device(config: EngineConfig) -> Step:
+def _together(devices: Sequence[Step]) -> Step:
+    names = ", ".join(d.implementation for d in devices)
+    return Step("device", names, "chosen; an item goes to the first that has room")
+
+
+def _device(name: str) -> Step:
     import torch
 
-    if config.device == "cpu":
+    if name == "cpu":
         return Step("device", "cpu", "chosen")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.device == "auto":
+    if name == "auto":
         return Step("device", "cuda:0", "a CUDA GPU is here") if count else Step("device", "cpu", "no CUDA GPU found")
-    index = int(config.device.partition(":")[2] or 0)
+    index = int(name.partition(":")[2] or 0)
     if index >= count:
         found = f"{count} CUDA GPUs" if count else "no CUDA GPU"
-        raise UnavailableError(f"device {config.device!r}: found {found} (torch {torch.__version__})")
+        raise UnavailableError(f"device {name!r}: found {found} (torch {torch.__version__})")
     return Step("device", f"cuda:{index}", "chosen")
 
 
@@ -138,16 +157,54 @@ def _missing(runtime: str, precision: str) -> str:
     return ""
 
 
-def _decode(config: EngineConfig) -> Step:
-    if config.decoder == "decord":
-        if importlib.util.find_spec("decord") is None:
-            raise UnavailableError("decoder 'decord': is not installed, pip install 'merfast[decord]'")
-        return Step("decode", "decord", "chosen; audio through PyAV")
-    return Step("decode", "pyav", "chosen" if config.decoder == "pyav" else "fastest and leanest on the CPU")
+def _decode(config: EngineConfig, device: str) -> Step:
+    import torch
+
+    from merfast.media import nvdec
+
+    wanted, on_gpu = config.decoder, device != "cpu"
+    if wanted == "pyav" or (wanted == "auto" and not on_gpu):
+        return Step("decode", "pyav", "chosen" if wanted == "pyav" else "fastest and leanest on the CPU")
+    if wanted in ("decord", "torchcodec"):
+        return _decode_mixed(wanted, on_gpu)
+    if wanted == "pynvvideocodec":
+        from merfast.media import decode_pynvvideocodec
+
+        missing = decode_pynvvideocodec.missing(torch.device(device))
+    else:
+        missing = nvdec.missing(torch.device(device))
+    if missing and wanted != "auto":
+        raise UnavailableError(f"decoder {wanted!r}: {missing}")
+    if missing:
+        return Step("decode", "pyav", f"nvdec: {missing}")
+    reason = "chosen" if wanted != "auto" else "leaves pictures on the GPU"
+    return Step("decode", wanted if wanted != "auto" else "nvdec", f"{reason}; {nvdec.REST}")
 
 
-def _faces(config: EngineConfig, bundle: BundleConfig) -> tuple[Step, Path | None]:
+def _decode_mixed(wanted: str, on_gpu: bool) -> Step:
+    """Libraries whose pictures end in the CPU's memory."""
+    if wanted == "torchcodec":
+        from merfast.media import decode_torchcodec
+
+        decode_torchcodec.load()
+        place = "by NVDEC, pictures brought to the CPU" if on_gpu else "on the CPU"
+        return Step("decode", wanted, f"chosen; {place}; audio through PyAV")
+    if importlib.util.find_spec("decord") is None:
+        raise UnavailableError("decoder 'decord': is not installed, pip install 'merfast[decord]'")
+    from merfast.media import decode_decord
+
+    place = ""
+    if on_gpu:
+        built = decode_decord.has_nvdec()
+        place = "by NVDEC, pictures brought to the CPU; " if built else "on the CPU, as it was built without NVDEC; "
+    return Step("decode", wanted, f"chosen; {place}audio through PyAV")
+
+
+def _faces(config: EngineConfig, bundle: BundleConfig, surfaces: str | None) -> tuple[Step, Path | None]:
+    """What finds faces, in pictures on the device `surfaces`, or in those of the decoder without one."""
     from merfast.media import yunet
+
+    to_cpu = "" if surfaces is None else f"; small pictures come from {surfaces} to the CPU"
 
     given = config.detector_model
     if "video" not in bundle.modalities:
@@ -155,17 +212,27 @@ def _faces(config: EngineConfig, bundle: BundleConfig) -> tuple[Step, Path | Non
     if config.detector == "none":
         return Step("faces", "none", "chosen"), None
     if config.detector == "haar":
-        return Step("faces", "haar", "chosen"), None
+        return Step("faces", "haar", f"chosen{to_cpu}"), None
     if given is not None and not given.is_file():
         raise UnavailableError(f"detector_model: no such file: {given}")
     model = given or yunet.cached()
     if model is not None:
-        return Step("faces", "yunet", "its file is given" if given else "its file is in the cache"), model
+        return _yunet(model, "its file is given" if given else "its file is in the cache", surfaces), model
     if config.detector == "yunet":
         raise UnavailableError(
             "detector 'yunet': its file is not here; run 'merfast fetch yunet' or give detector_model="
         )
-    return Step("faces", "haar", "YuNet's file is not here ('merfast fetch yunet' gets it)"), None
+    return Step("faces", "haar", f"YuNet's file is not here ('merfast fetch yunet' gets it){to_cpu}"), None
+
+
+def _yunet(model: Path, reason: str, surfaces: str | None) -> Step:
+    from merfast.media import yunet_torch
+
+    if surfaces is None:
+        return Step("faces", "yunet", reason)
+    if why := yunet_torch.unreadable(model):
+        return Step("faces", "yunet", f"{reason}; small pictures come from {surfaces} to the CPU: {why}")
+    return Step("faces", "yunet-torch", f"{reason}; several pictures at a time on {surfaces}")
 
 
 def _kernels(wanted: str) -> tuple[str, str]:
@@ -192,10 +259,25 @@ def _kernels(wanted: str) -> tuple[str, str]:
     return "reference", missing
 
 
-def _crop(config: EngineConfig) -> Step:
-    """Pictures are decoded into the CPU's memory, whatever device the model is on."""
+def _crop(config: EngineConfig, device: str, decoder: str) -> Step:
+    """On a GPU, pictures are sent there even if the CPU decodes them, although that is more than crops would be.
+
+    A picture of 720p is 1.4 MB, crops 7 to 150 KB: but finding faces in it takes the CPU far longer than sending it.
+    """
+    from merfast.media.decode import ON_DEVICE
+
+    missing = ""
+    if device != "cpu" and decoder not in ("torchcodec", "decord"):
+        if config.kernels in ("auto", "triton"):
+            if importlib.util.find_spec("triton") is not None:
+                why = "chosen" if config.kernels == "triton" else "a CUDA GPU is the device"
+                where = "" if decoder in ON_DEVICE else ", as the CPU takes longer to find faces in them"
+                return Step("crop", "triton", f"{why}; whole pictures are there{where}")
+            missing = "Triton is not installed; "
+        if decoder in ON_DEVICE:
+            return Step("crop", "reference", f"{missing or 'chosen; '}pictures are on {device}")
     implementation, reason = _kernels("auto" if config.kernels == "triton" else config.kernels)
-    return Step("crop", implementation, f"{reason}; from the decoder's planes where they are 8-bit 4:2:0")
+    return Step("crop", implementation, f"{missing}{reason}; from the decoder's planes where they are 8-bit 4:2:0")
 
 
 def _afg(config: EngineConfig, device: str) -> Step:

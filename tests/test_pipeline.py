@@ -54,6 +54,28 @@ def test_an_error_comes_after_the_items_before_it() -> None:
     stage.close()
 
 
+def test_taking_without_waiting() -> None:
+    go = threading.Event()
+
+    def slow() -> Iterator[int]:
+        yield 1
+        go.wait(60)
+        yield 2
+        raise KeyError("three")
+
+    stage = Prefetch(slow(), 4)
+    assert stage.take(8) == [1]
+    assert stage.take(8, wait=False) == []
+    go.set()
+    assert stage.take(8) == [2]
+    stage._thread.join(60)
+    for _ in range(2):
+        assert stage.take(8, wait=False) == []  # the error is for who waits
+    with pytest.raises(KeyError, match="three"):
+        stage.take(8)
+    assert stage.take(8) == []
+
+
 def test_closing_ends_the_thread_and_the_generator_in_it() -> None:
     closed: list[str] = []
     before = threading.active_count()
@@ -73,7 +95,7 @@ def test_several_sources_run_ahead_in_order() -> None:
         return iter([source] * source)
 
     seen = []
-    for source, items in prefetch_each(range(6), open_stage, ahead=3, size=2):
+    for source, items in prefetch_each(range(6), open_stage, ahead=lambda: 3, size=2):
         seen.append((source, list(items)))
         assert len(started) <= source + 3
     assert seen == [(n, [n] * n) for n in range(6)]
@@ -82,7 +104,7 @@ def test_several_sources_run_ahead_in_order() -> None:
 def test_leaving_early_ends_all_threads() -> None:
     before = threading.active_count()
     closed: list[str] = []
-    stages = prefetch_each(range(5), lambda _: count(1_000_000, [], closed), ahead=3, size=2)
+    stages = prefetch_each(range(5), lambda _: count(1_000_000, [], closed), ahead=lambda: 3, size=2)
     _, items = next(stages)
     next(items)
     stages.close()  # type: ignore[attr-defined]

@@ -21,6 +21,9 @@ from merfast.runtime.profiles import check_largest, rows_axis
 from merfast.runtime.spec import Runner, Spec
 from merfast.runtime.streams import SideStream
 
+Bucket = Callable[[int], int]
+"""Size of an axis -> size to pad it to."""
+
 Cut = Callable[[Tensor, Mapping[str, int]], Tensor]
 """Output for a bucket, sizes of the inputs before padding -> what of it is theirs, as a view."""
 
@@ -39,15 +42,16 @@ def length_bucket(length: int) -> int:
     return -(-length // step) * step
 
 
-def bucket_of(spec: Spec, sizes: Mapping[str, int], largest: Mapping[str, int]) -> dict[str, int] | None:
+def bucket_of(
+    spec: Spec, sizes: Mapping[str, int], largest: Mapping[str, int], length: Bucket = length_bucket
+) -> dict[str, int] | None:
     """Sizes to pad to, at least the spec's least and at most `largest`; None for sizes beyond that."""
     if any(size > largest[axis] for axis, size in sizes.items()):
         return None
     rows = rows_axis(spec)
     wanted = {axis: max(size, spec.least[axis]) for axis, size in sizes.items()}
     return {
-        axis: min(largest[axis], rows_bucket(size) if axis == rows else length_bucket(size))
-        for axis, size in wanted.items()
+        axis: min(largest[axis], rows_bucket(size) if axis == rows else length(size)) for axis, size in wanted.items()
     }
 
 
@@ -77,6 +81,7 @@ class GraphedRunner:
         fill: name of an input -> what its padding is, 0 by default. Where lengths are an input, give the least that
             makes sense, so that no row is empty.
         device: where inputs are.
+        length: buckets of the axes other than the rows.
         cut: what of a bucket's output belongs to the inputs.
         graphs: how many buckets get a graph.
 
@@ -93,12 +98,13 @@ class GraphedRunner:
         *,
         fill: Mapping[str, float] | None = None,
         device: torch.device | str = "cuda",
+        length: Bucket = length_bucket,
         cut: Cut | None = None,
         graphs: int = GRAPHS,
     ) -> None:
         self.run, self.spec, self.largest, self.limit = run, spec, dict(largest), graphs
         check_largest(spec, largest)
-        self._rows = rows_axis(spec)
+        self._rows, self._length = rows_axis(spec), length
         if unknown := set(fill or {}) - {i.name for i in spec.inputs}:
             raise ConfigError(f"fill: got {sorted(unknown)}, expected names of {[i.name for i in spec.inputs]}")
         self.fill = tuple((fill or {}).get(i.name, 0) for i in spec.inputs)
@@ -124,7 +130,7 @@ class GraphedRunner:
         Raises:
             UnavailableError: the network does something that cannot be captured.
         """
-        bucket = bucket_of(self.spec, sizes, self.largest)
+        bucket = bucket_of(self.spec, sizes, self.largest, self._length)
         with self._lock:
             return bucket is not None and self._graph(bucket) is not None
 
@@ -139,7 +145,7 @@ class GraphedRunner:
         for i, x in zip(self.spec.inputs, inputs, strict=True):
             if x.device != self.device:
                 raise ConfigError(f"input {i.name!r}: got {x.device}, expected {self.device}")
-        bucket = bucket_of(self.spec, sizes, self.largest)
+        bucket = bucket_of(self.spec, sizes, self.largest, self._length)
         if bucket is not None:
             with self._lock, torch.no_grad():
                 graph = self._graph(bucket)
