@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from merfast import __version__
 from merfast.cli_bundle import add_bundle, add_compile, add_info
+from merfast.cli_profile import add_profile
 from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add_info(commands)
     add_bundle(commands)
     add_compile(commands)
+    add_profile(commands, engine, _engine)
 
     plan = commands.add_parser("plan", parents=[engine], help="show which implementation runs each step, and why")
     plan.set_defaults(run=_plan)
@@ -141,7 +143,7 @@ def _engine_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--bundle", metavar="DIR", help="model to use, or hub id that was pulled (default: the packaged one)"
     )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; or several, as cuda:0,cuda:1")
     group.add_argument("--precision", default="auto", help="of foundation models: auto, fp32, bf16 or int8")
     group.add_argument(
         "--runtime",
@@ -151,7 +153,9 @@ def _engine_options() -> argparse.ArgumentParser:
     group.add_argument("--faces", default="main", help="main, or all for every face")
     group.add_argument("--detector", default="auto", help="auto, yunet, haar, or none for the voice alone")
     group.add_argument("--detector-model", metavar="FILE", help="YuNet's ONNX file, if not fetched")
-    group.add_argument("--decoder", default="auto", help="auto, pyav or decord")
+    group.add_argument(
+        "--decoder", default="auto", help="auto, pyav, torchcodec, decord, or on a GPU nvdec or pynvvideocodec"
+    )
     group.add_argument(
         "--kernels",
         default="auto",

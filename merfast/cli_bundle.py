@@ -131,6 +131,8 @@ def _compile(options: argparse.Namespace) -> int:
     root = bundles.directory(options.bundle)
     config = bundles.read_config(root)
     asked = EngineConfig(device=options.device, precision=options.precision, runtime=options.runtime, detector="none")
+    if len(asked.devices) > 1:
+        raise ConfigError(f"--device: got {asked.device!r}, expected one")
     targets = compiled.targets_of(config, make_plan(asked, config), threads=1)
     if not targets:
         raise ConfigError(f"{root}: got a bundle without foundation models, expected one: there is nothing to compile")
