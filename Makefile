@@ -4,7 +4,8 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# `make gpu` installs nothing: a machine with a GPU may have no network, and a torch of its own outside of any $(VENV).
+DATA ?= $(MERFAST_DATA)
+# `make gpu` sets nothing up: a machine with a GPU may have no network, and a torch of its own outside of any $(VENV).
 GPU_PYTHON = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 
 .PHONY: demo test lint format bench gpu sanitize clean
@@ -37,8 +38,10 @@ bench: $(READY)  ## speed, as ratios within one run; MERFAST_DATA=folder adds re
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-only \
 		$(if $(OUT),--benchmark-json="$(OUT)/bench.json")
 
-gpu:  ## tests, benchmarks and compute-sanitizer on a GPU, to JSON in OUT=benchmarks/results; without a GPU this fails
-	$(GPU_PYTHON) -m benchmarks.gpu $(if $(OUT),--out "$(OUT)") $(if $(COMMIT),--commit "$(COMMIT)")
+gpu:  ## tests, benchmarks and compute-sanitizer on a GPU, to JSON in OUT=; DRY=1 tries it without; WHEELS=, DATA=, ONLY=
+	$(GPU_PYTHON) -m benchmarks.gpu $(if $(OUT),--out "$(OUT)") $(if $(COMMIT),--commit "$(COMMIT)") \
+		$(if $(WHEELS),--wheels "$(WHEELS)") $(if $(DATA),--data "$(DATA)") $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(DRY),--dry-run)
 
 sanitize: $(READY)  ## kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	PYTHON=$(abspath $(BIN)/python) csrc/sanitize.sh

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from glob import glob
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 # Contraction off: a multiply-add is fused where the source says so and nowhere else, so that a row's result does not
@@ -52,4 +52,5 @@ extension = Pybind11Extension(
     depends=[*sorted(glob("csrc/*.h")), *(source for sources in BY_ISA.values() for source in sources), "setup.py"],
 )
 
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildExt})
+with ParallelCompile(default=0):  # as many compilers as there are cores
+    setup(ext_modules=[extension], cmdclass={"build_ext": BuildExt})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,21 @@ from rich.markup import escape
 from rich.table import Table
 
 YUNET = "face_detection_yunet_2023mar.onnx"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--work", type=Path, help="folder for bundles of random weights, which are kept and taken again")
+
+
+@pytest.fixture(scope="session")
+def random_bundle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """Folder of a bundle of random weights, by size and device: `pipeline_inputs.kept_bundle`."""
+    from benchmarks.pipeline_inputs import kept_bundle
+
+    work = request.config.getoption("--work") or tmp_path_factory.mktemp("bundles")
+    return lambda size, device: kept_bundle(work, size, device)
 
 
 @pytest.fixture(scope="session")

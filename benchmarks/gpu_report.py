@@ -8,7 +8,7 @@ import platform
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,10 @@ class Outcome:
         skipped: tests that were, and why.
         tail: last lines of its output, unless it passed.
         benchmarks: its timed cases.
+        measured: the JSON that it wrote.
+
+    What belongs into tables of headlines says so itself: a timed case has "headline", a JSON "headlines". Each is
+    `{"what", "result", "against"}`, in words.
     """
 
     name: str
@@ -41,6 +45,10 @@ class Outcome:
     skipped: Sequence[str] = ()
     tail: Sequence[str] = ()
     benchmarks: Sequence[Mapping[str, Any]] = ()
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+
+Save = Callable[[list[Outcome]], None]
 
 
 def passed(outcomes: Sequence[Outcome]) -> bool:
@@ -156,6 +164,15 @@ def read_benchmarks(file: Path) -> list[dict[str, Any]]:
     ]
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """What a part has measured; nothing if it has not written the file."""
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
 def write(file: Path, report: Mapping[str, Any], outcomes: Sequence[Outcome], seconds: float) -> None:
     """Write the run as JSON, in one step."""
     whole = {**report, "seconds": seconds, "passed": passed(outcomes), "parts": [asdict(o) for o in outcomes]}
@@ -164,8 +181,30 @@ def write(file: Path, report: Mapping[str, Any], outcomes: Sequence[Outcome], se
     new.replace(file)
 
 
+def append_log(file: Path, folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Add the output of parts, which lies in `folder`, to the log of the whole run."""
+    with file.open("a") as log:
+        for outcome in outcomes:
+            part = folder / f"{outcome.name.replace(' ', '-')}.log"
+            text = part.read_text(errors="replace") if part.exists() else ""
+            log.write(f"==== {outcome.name}: {outcome.result} {outcome.detail}\n{text}\n")
+
+
+def in_words(result: str, dry: bool) -> str:
+    """A result as it is told."""
+    return "would run" if dry and result == "passed" else result
+
+
+def dry_table(outcomes: Sequence[Outcome]) -> str:
+    """Parts of a dry run, and what keeps it from being well."""
+    rows = [[o.name, in_words(o.result, True), f"{o.seconds:.0f}", o.detail] for o in outcomes]
+    bad = [o.name for o in outcomes if o.result != "passed"]
+    verdict = f"WOULD NOT RUN: {', '.join(bad)}" if bad else "all would run" if outcomes else "NOTHING TO RUN"
+    return "\n".join([*_columns([["part", "result", "seconds", ""], *rows]), "", verdict])
+
+
 def table(report: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
-    """Outcomes, and every case of a Triton kernel against eager, compiled and a copy in the same group."""
+    """Outcomes, headlines, every case of a Triton kernel against eager, compiled and a copy, and what was skipped."""
     machine, versions, commit = report["machine"], report["versions"], report["commit"]
     dirty = " with changes" if commit["dirty"] else ""
     lines = [
@@ -176,11 +215,36 @@ def table(report: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
             [["part", "result", "seconds", ""], *([o.name, o.result, f"{o.seconds:.0f}", o.detail] for o in outcomes)]
         ),
     ]
-    if rows := ratios([case for o in outcomes for case in o.benchmarks]):
-        head = ["group", "case", "time", "x eager", "x compiled", "of floor", "of a copy", "launches"]
-        lines += ["", *_columns([head, *rows])]
+    parts = [asdict(o) for o in outcomes]
+    if rows := headlines(parts):
+        lines += ["", *(f"{h['what']}: {h['result']} ({h['against']})" for h in rows)]
+    if kernels := ratios(cases_of(parts)):
+        lines += ["", *_columns([KERNEL_COLUMNS, *kernels])]
+    if skipped := sorted({f"{o.name}: {reason}" for o in outcomes for reason in o.skipped}):
+        lines += ["", "skipped:", *skipped]
     bad = [o.name for o in outcomes if o.result not in GOOD]
-    return "\n".join([*lines, "", f"NOT PASSED: {', '.join(bad)}" if bad else "passed"])
+    absent = [f"{o.name} ({o.detail})" for o in outcomes if o.result == "not found"]
+    verdict = f"NOT PASSED: {', '.join(bad)}" if bad else "passed"
+    return "\n".join([*lines, "", verdict + (f"; NOT FOUND: {', '.join(absent)}" if absent else "")])
+
+
+KERNEL_COLUMNS = ["group", "case", "time", "x eager", "x compiled", "of floor", "of a copy", "launches"]
+"""Of `ratios`."""
+
+
+def cases_of(parts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Timed cases of the parts, as the JSON has them."""
+    return [case for part in parts for case in part["benchmarks"]]
+
+
+def headlines(parts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, str]]:
+    """What the parts, as the JSON has them, have to say in tables of headlines; nothing of those that did not pass."""
+    out: list[Mapping[str, str]] = []
+    for part in parts:
+        if part["result"] == "passed":
+            out += [case["headline"] for case in part["benchmarks"] if "headline" in case]
+            out += part.get("measured", {}).get("headlines", ())
+    return out
 
 
 def ratios(cases: Sequence[Mapping[str, Any]]) -> list[list[str]]:

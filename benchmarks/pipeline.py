@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,30 +45,38 @@ class Worker:
 
     Attributes:
         name: of the side.
-        started: what it said when it was ready.
         anonymous: most memory of its own that was seen, in MiB; sampled, so it may have been more for a moment.
     """
 
-    def __init__(self, name: str, options: Sequence[str]) -> None:
+    def __init__(self, name: str, options: Sequence[str], module: str = "benchmarks.pipeline_sides") -> None:
         self.name = name
         self.anonymous = 0.0
-        command = [sys.executable, "-m", "benchmarks.pipeline_sides", *options]
+        command = [sys.executable, "-m", module, *options]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._sampler.start()
-        self.started = self._answer()
+
+    @cached_property
+    def started(self) -> dict[str, Any]:
+        """What it said when it was ready; waits for that."""
+        return self._answer()
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
-        if self._process.wait(30):
+        status = self._process.wait(30)
+        self._process.stdout.close()
+        self._sampler.join()
+        if status:
             raise RuntimeError(f"{self.name}: ended with status {self._process.returncode}")
 
     def ask(self, request: str) -> dict[str, Any]:
-        """Its answer to a request."""
+        """Its answer to a request, once it is ready."""
+        _ = self.started
         assert self._process.stdin is not None
         self._process.stdin.write(request + "\n")
         self._process.stdin.flush()
@@ -127,8 +136,8 @@ def measure(work: Path, options: argparse.Namespace) -> list[Result]:
     for name, command in sides.items():
         if name != REFERENCE:  # compiles what is not yet in the bundle's cache
             say(f"{name}: compiling, if need be")
-            with Worker(name, command):
-                pass
+            with Worker(name, command) as worker:
+                _ = worker.started
     workers, results = [], []
     with ExitStack() as stack:
         for name, command in sides.items():

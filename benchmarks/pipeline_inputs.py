@@ -1,8 +1,14 @@
-"""What `benchmarks.pipeline` feeds both sides: a bundle of encoders of real sizes with random weights, and clips."""
+"""What `benchmarks.pipeline` feeds both sides: a bundle of encoders of real sizes with random weights, and clips.
+
+python -m benchmarks.pipeline_inputs --work FOLDER --sizes large,base     # makes bundles beforehand
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +17,7 @@ import numpy as np
 import torch
 
 from merfast import bundle as bundles
+from merfast.config import BundleConfig
 from merfast.models import FusedModel
 from merfast.models.model import inputs_of
 from merfast.types import SAMPLE_RATE, Batch, ByteArray, FloatArray, Window
@@ -73,36 +80,68 @@ def make_checkpoints(folder: Path, size: str, seed: int = 0) -> tuple[Path, Path
     return out[0], out[1]
 
 
-def make_bundle(out: Path, size: str, seed: int = 0) -> None:
+def make_bundle(
+    out: Path,
+    size: str,
+    seed: int = 0,
+    *,
+    frame_rate: float = 20.0,
+    windows: Callable[[BundleConfig], Sequence[Window]] | None = None,
+    device: str = "cpu",
+) -> None:
     """A bundle of both models, layers gathered by attention, whose predictions tell clips apart.
 
     A new bundle treats all layers alike, and its predictions hardly differ; see `tell_apart`.
+
+    Args:
+        out: a new folder; the checkpoints lie beside it while it is made.
+        size: of the models, see `SIZES`.
+        seed: of the weights.
+        frame_rate: crops a second; by default more than any of `random_clip` has, so that all of them are taken.
+        windows: what it should tell apart, cut for its config; random clips if None.
+        device: where the models see them.
     """
     from merfast.create import create
 
-    voice, face = make_checkpoints(out.parent / "checkpoints", size, seed)
-    # More crops a second than any clip has: all of them are taken.
+    checkpoints = out.with_name(f"{out.name}-checkpoints")
+    voice, face = make_checkpoints(checkpoints, size, seed)
     made = create(
-        out, audio=[f"{VOICE}={voice}"], video=[f"{FACE}={face}"], layer="afg", frame_rate=20, max_window=16.0
+        out, audio=[f"{VOICE}={voice}"], video=[f"{FACE}={face}"], layer="afg", frame_rate=frame_rate, max_window=16.0
     )
+    shutil.rmtree(checkpoints)
     torch.manual_seed(seed)
     for encoder in made.model.foundations.values():
         torch.nn.init.normal_(encoder.network.layers.score, std=0.5)
         torch.nn.init.normal_(encoder.network.layers.bias, std=0.5)
-    tell_apart(made.model, [random_clip(1000 + seed + i) for i in range(12)])
-    bundles.save(out, made.config, made.model)
+    seen = windows(made.config) if windows else [window_of(random_clip(1000 + seed + i)) for i in range(12)]
+    tell_apart(made.model.to(device), seen)
+    bundles.save(out, made.config, made.model.cpu())
 
 
-def tell_apart(model: FusedModel, clips: list[Media], logits: float = 1.5) -> None:
+def kept_bundle(work: Path, size: str, device: str = "cpu") -> Path:
+    """A bundle for `random_clip`, made in a folder unless it is there; returns its own folder."""
+    out = work / f"random-{size}"
+    if not out.exists():
+        make_bundle(out, size, device=device)
+    return out
+
+
+def window_of(clip: Media) -> Window:
+    """A clip as the engine would cut it."""
+    return Window(0.0, clip.seconds, clip.audio, clip.crops, len(clip.crops), 0, {})
+
+
+def tell_apart(model: FusedModel, windows: Sequence[Window], logits: float = 1.5) -> None:
     """Set the decoder so that what each structure says varies over clips, about as much as in a trained model.
 
     Its weights keep their directions. What goes into the softmax gets mean 0 and the deviation `logits` for each class,
     what goes into the hidden units of the valence mean 0 and deviation 1.
     """
-    windows = [Window(0.0, c.seconds, c.audio, c.crops, CROPS, 0, {}) for c in clips]
     decoder = model.decoder
     with torch.no_grad():
-        vectors = model.fuse(model.encode(*inputs_of(Batch.pack(windows))))  # [S, B, h]
+        # One at a time: encoders keep their states, and these are large.
+        each = [model.fuse(model.encode(*inputs_of(Batch.pack([w]), decoder.emotion_weight.device))) for w in windows]
+        vectors = torch.cat(each, 1)  # [S, B, h]
         width = vectors.shape[-1]
         for weight, bias, deviation in (
             (decoder.emotion_weight, decoder.emotion_bias, logits),
@@ -144,3 +183,17 @@ def write_clips(folder: Path, count: int, seed: int = 0, seconds: float | None =
 def read_clips(folder: Path, count: int) -> list[Media]:
     """The first `count` clips of a folder."""
     return [Media(np.load(folder / f"{i:03d}-audio.npy"), np.load(folder / f"{i:03d}-crops.npy")) for i in range(count)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.pipeline_inputs")
+    parser.add_argument("--work", type=Path, required=True, help="folder to make bundles in, unless they are there")
+    parser.add_argument("--sizes", default="base", help="of them, with commas")
+    parser.add_argument("--device", default="cpu", help="where the models see the clips that they are to tell apart")
+    options = parser.parse_args()
+    for size in options.sizes.split(","):
+        kept_bundle(options.work, size, options.device)
+
+
+if __name__ == "__main__":
+    main()

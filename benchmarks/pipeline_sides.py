@@ -135,12 +135,12 @@ class Fast:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", merfast.UntrainedWarning)
             self.engine = merfast.Engine(root, device=device, detector="none", **options)
-        model = self.engine._model
+        model = self.engine.bundle.model
         self.crops: list[int] = []
         encode = model.encode
 
         def watched(audio: Any, crops: Any) -> Any:
-            self.crops += crops.lengths.tolist() if watch.on else []
+            self.crops += crops.host_sizes() if watch.on else []
             return encode(audio, crops)
 
         model.encode = watched

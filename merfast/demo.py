@@ -50,7 +50,7 @@ def make_clip(path: str | Path, seconds: float = 4.0) -> Path:
     """
     if not 0.2 <= seconds <= 600.0:
         raise ConfigError(f"seconds: got {seconds}, expected 0.2 to 600")
-    image = _portrait()
+    image = portrait()
     try:
         _write(Path(path), _pictures(image, seconds), babble(seconds))
     except OSError as error:
@@ -96,7 +96,12 @@ def _resonances(frequency: npt.NDArray[np.float64], formants: npt.NDArray[np.flo
     return gain
 
 
-def _portrait() -> ByteArray:
+def portrait() -> ByteArray:
+    """The portrait, `[600, 512, 3]` RGB.
+
+    Raises:
+        UnavailableError: matplotlib, which brings it, is not installed.
+    """
     spec = importlib.util.find_spec("matplotlib")
     places = list(spec.submodule_search_locations or ()) if spec else []
     for place in places:

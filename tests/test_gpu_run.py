@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_report
-from benchmarks.gpu import Part, run
+from benchmarks import gpu, gpu_parts, gpu_report, gpu_run
+from benchmarks.gpu_parts import Setup
 from benchmarks.gpu_report import Outcome
+from benchmarks.gpu_run import Part, Stage, run, run_all
 
 ROOT = Path(__file__).parent.parent
 REPORT = {
@@ -34,7 +35,7 @@ def soon() -> float:
 
 
 def python(code: str, limit: float = 60, **options: object) -> Part:
-    return Part("a part", [sys.executable, "-c", code], limit, pytest=False, **options)  # type: ignore[arg-type]
+    return Part("a part", [sys.executable, "-c", code], limit, kind="plain", **options)  # type: ignore[arg-type]
 
 
 def pytest_of(folder: Path, code: str) -> Part:
@@ -76,7 +77,7 @@ def test_limit_ends_all_processes_of_a_part(tmp_path: Path) -> None:
 
 
 def test_a_part_that_ignores_interrupts_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "GRACE", 0.5)
+    monkeypatch.setattr(gpu_run, "GRACE", 0.5)
     code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('on', flush=True); time.sleep(300)"
     began = time.monotonic()
     outcome = run(python(code, limit=3), tmp_path, soon())
@@ -94,7 +95,7 @@ def ignoring_interrupts() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ignoring_interrupts")
 def test_what_was_done_before_the_limit_is_kept(tmp_path: Path) -> None:
-    gpu.heed_interrupts()
+    gpu_run.heed_interrupts()
     part = pytest_of(
         tmp_path,
         "import time\n"
@@ -107,7 +108,7 @@ def test_what_was_done_before_the_limit_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_command_that_is_missing_fails_alone(tmp_path: Path) -> None:
-    outcome = run(Part("a part", [str(tmp_path / "nowhere")], 60, pytest=False), tmp_path, soon())
+    outcome = run(Part("a part", [str(tmp_path / "nowhere")], 60, kind="plain"), tmp_path, soon())
     assert outcome.result == "failed"
     assert "No such file" in outcome.detail
 
@@ -127,10 +128,15 @@ def test_pytest_is_counted(tmp_path: Path) -> None:
     assert outcome.skipped == ["test_b: no data"]
 
 
+def test_where_all_tests_want_what_is_missing_the_part_is_not_found(tmp_path: Path) -> None:
+    code = "import pytest\nfor name in 'abc': globals()[f'test_{name}'] = lambda: pytest.skip('no TensorRT: none')\n"
+    outcome = run(pytest_of(tmp_path, code), tmp_path, soon())
+    assert (outcome.result, outcome.detail, outcome.tail) == ("not found", "no TensorRT: none", [])
+
+
 @pytest.mark.parametrize(
     ("code", "detail"),
     [
-        ("import pytest\ndef test_b(): pytest.skip('no data')\n", "no test passed, 1 skipped"),
         ("import a_module_that_is_nowhere\n", "exit status 2, 1 failed"),
         ("\n", "exit status 5"),
     ],
@@ -143,11 +149,11 @@ def test_nothing_passed_is_failure(tmp_path: Path, code: str, detail: str) -> No
 def test_a_failure_stops_nothing_and_everything_is_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = Part("first", [sys.executable, "-c", "raise SystemExit('broken')"], 60, pytest=False)
-    second = Part("second", [sys.executable, "-c", "print('went well')"], 60, pytest=False)
-    stages = [[first, Outcome("racecheck it", "not found", "compute-sanitizer")], [second]]
+    first = Part("first", [sys.executable, "-c", "raise SystemExit('broken')"], 60, kind="plain")
+    second = Part("second", [sys.executable, "-c", "print('went well')"], 60, kind="plain")
+    stages = [Stage([first, Outcome("racecheck it", "not found", "compute-sanitizer")], 60, 2), Stage([second], 60)]
     monkeypatch.setattr(gpu, "missing_gpu", lambda: None)
-    monkeypatch.setattr(gpu, "stages_for", lambda python: stages)
+    monkeypatch.setattr(gpu, "stages_for", lambda setup: stages)
     monkeypatch.setattr(
         gpu_report, "describe", lambda root, commit: {**REPORT, "commit": {"id": commit, "dirty": None}}
     )
@@ -167,7 +173,7 @@ def test_a_failure_stops_nothing_and_everything_is_written_down(
     assert "went well" in files[1].read_text()
     table = capsys.readouterr().out.split("\n\n", 1)[1]
     assert re.search(r"^racecheck it +not found +0 +compute-sanitizer$", table, re.M)
-    assert "NOT PASSED: first\n" in table
+    assert "NOT PASSED: first; NOT FOUND: racecheck it (compute-sanitizer)\n" in table
 
 
 def test_passed() -> None:
@@ -215,9 +221,45 @@ def test_commit(tmp_path: Path) -> None:
     assert gpu_report.commit_of(tmp_path / "copy") == {"id": "unknown", "dirty": None}
 
 
+def test_a_stage_has_its_seconds_and_what_was_left_by_those_before_it(tmp_path: Path) -> None:
+    def sleeper(name: str, seconds: float) -> Part:
+        return Part(name, [sys.executable, "-c", f"import time; time.sleep({seconds})"], 600, kind="plain")
+
+    # 100 s in all, of which 97 are promised to stages that come later.
+    stages = [Stage([sleeper("slow", 300)], 0), Stage([sleeper("quick", 0), sleeper("too", 0)], 57, 2), Stage([], 40)]
+    saved: list[list[str]] = []
+    began = time.monotonic()
+    run_all(stages, tmp_path, 100, lambda done: saved.append([f"{o.name} {o.result}" for o in done]))
+    assert time.monotonic() - began < 60
+    assert saved[0] == ["slow timed out"]
+    assert saved[-1] == ["slow timed out", "quick passed", "too passed"]
+
+
+def test_what_a_command_measures_is_kept(tmp_path: Path) -> None:
+    code = "import json, sys; json.dump({'rate': 3}, open(sys.argv[sys.argv.index('--out') + 1], 'w'))"
+    outcome = run(Part("end to end", [sys.executable, "-c", code], 60, kind="measure"), tmp_path, soon())
+    assert (outcome.result, outcome.measured) == ("passed", {"rate": 3})
+    outcome = run(Part("memory", [sys.executable, "-c", "pass"], 60, kind="measure"), tmp_path, soon())
+    assert outcome.measured == {}
+
+
+def test_headlines_are_of_parts_that_passed_and_skips_are_told() -> None:
+    row = {"what": "clips", "result": "3 a second", "against": "2 x"}
+    parts = [
+        Outcome("benchmark a", "passed", benchmarks=[{"group": "g", "name": "n", "median": 1.0, "headline": row}]),
+        Outcome("end to end", "passed", measured={"headlines": [{**row, "what": "files"}]}),
+        Outcome("memory", "failed", measured={"headlines": [{**row, "what": "loop"}]}),
+        Outcome("tests it", "passed", skipped=["test_x: TensorRT is not installed"]),
+    ]
+    table = gpu_report.table(REPORT, parts)
+    assert "\nclips: 3 a second (2 x)\nfiles: 3 a second (2 x)\n" in table
+    assert "loop:" not in table
+    assert "\nskipped:\ntests it: test_x: TensorRT is not installed\n" in table
+
+
 def test_sanitizer_is_looked_for_and_missed_loudly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "find_sanitizer", lambda: None)
-    outcomes = gpu.sanitizer_parts("python", ["pytest"], {"afg": "check_afg.py"}, {})
+    monkeypatch.setattr(gpu_parts, "find_sanitizer", lambda: None)
+    outcomes = gpu_parts.sanitizer_parts(Setup("python", tmp_path), ["pytest"], {"afg": "check_afg.py"})
     assert [(o.name, o.result) for o in outcomes if isinstance(o, Outcome)] == [
         ("memcheck afg", "not found"),
         ("racecheck afg", "not found"),
@@ -227,29 +269,22 @@ def test_sanitizer_is_looked_for_and_missed_loudly(tmp_path: Path, monkeypatch: 
     tool.parent.mkdir(parents=True)
     tool.touch(0o755)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(gpu, "glob", lambda pattern, recursive=False: [str(tool)] if "nvidia" in pattern else [])
+    monkeypatch.setattr(gpu_parts, "glob", lambda pattern, recursive=False: [str(tool)] if "nvidia" in pattern else [])
     monkeypatch.delenv("CUDA_HOME", raising=False)
-    assert gpu.find_sanitizer() == str(tool)
+    assert gpu_parts.find_sanitizer() == str(tool)
 
 
-def test_sanitizer_looks_at_the_kernels_of_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "find_sanitizer", lambda: "/bin/compute-sanitizer")
-    fault, *parts = gpu.sanitizer_parts("python", ["python", "-m", "pytest"], {"decode": "check_decode.py"}, {})
+def test_sanitizer_looks_at_the_kernels_of_an_op(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_parts, "find_sanitizer", lambda: "/bin/compute-sanitizer")
+    setup = Setup("python", tmp_path)
+    fault, *parts = gpu_parts.sanitizer_parts(setup, ["python", "-m", "pytest"], {"decode": "check_decode.py"})
     assert isinstance(fault, Part)
-    assert fault.expected == gpu.FAULT
+    assert fault.expected == gpu_parts.FAULT
     for part, tool in zip(parts, ("memcheck", "racecheck"), strict=True):
         assert isinstance(part, Part)
         command = " ".join(part.command)
         assert f"--tool {tool} --kernel-name kns=decode_kernel python -m pytest" in command
         assert command.endswith("check_decode.py")
-
-
-def test_all_kernels_have_checks_and_benchmarks() -> None:
-    ops = {f.stem for f in (ROOT / "merfast" / "ops").glob("*_triton.py")}
-    assert ops
-    names = {p.name for stage in gpu.stages_for("python") for p in stage}
-    for op in ops:
-        assert {f"tests {op[:-7]}", f"benchmark {op[:-7]}", f"memcheck {op[:-7]}", f"racecheck {op[:-7]}"} <= names
 
 
 def test_benchmarks_interpreted(tmp_path: Path) -> None:
