@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -252,9 +253,11 @@ def warm_up(plan: Plan, config: BundleConfig) -> None:
     device = torch.device(plan.surfaces)
     looker = _surface_looker(plan, config.preprocessing.crop_size, device)
     frames = [SurfaceFrame.of(av.VideoFrame(96, 64, "yuv420p"), 0.0, 1.0, device) for _ in range(2)]
-    looker.thumbnails(frames)
-    looker.detect(frames)
-    looker.crops([(frame, [Box(48.0, 32.0, 40.0)]) for frame in frames])
+    # Triton launches on the current device, wherever the tensors are.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        looker.thumbnails(frames)
+        looker.detect(frames)
+        looker.crops([(frame, [Box(48.0, 32.0, 40.0)]) for frame in frames])
 
 
 def _surface_looker(plan: Plan, crop_size: int, device: torch.device) -> Looker:
