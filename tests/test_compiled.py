@@ -302,7 +302,8 @@ def test_another_network_is_not_shared(made: Path, tmp_path: Path) -> None:
 # Several threads and processes.
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own; what `quietly` ignores, other threads set back
+# What one thread ignores, as `quietly` and `engine_of` do, another one sets back.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::merfast.UntrainedWarning")
 def test_threads_that_start_at_once(made: Path, tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     """One of them compiles, and an engine that is at work is not disturbed; torch traces one network at a time."""
     engine, expected = engine_of(made, runtime="torch"), predicted(made)
