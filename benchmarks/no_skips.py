@@ -13,8 +13,10 @@ from collections.abc import Generator
 
 import pytest
 
-OPTIONAL = ("tensorrt", "PyNvVideoCodec", "torchcodec", "decord", "libnvcuvid", "MERFAST_DATA", "NVIDIA GPU")
-"""What a user may choose to have: packages, the driver's library for its decode engines, and a folder of real clips.
+SEVERAL = "two NVIDIA GPUs"
+OPTIONAL = ("tensorrt", "PyNvVideoCodec", "torchcodec", "decord", "libnvcuvid", "MERFAST_DATA", "NVIDIA GPU", SEVERAL)
+"""What a user may choose to have: packages, the driver's library for its decode engines, a folder of real clips, and
+another GPU.
 
 With TRITON_INTERPRET=1 there is no GPU by choice.
 """
@@ -24,6 +26,10 @@ def absent(name: str) -> bool:
     """Whether something of `OPTIONAL` cannot be loaded here."""
     if name == "NVIDIA GPU":
         return os.environ.get("TRITON_INTERPRET") == "1"
+    if name == SEVERAL:
+        import torch
+
+        return torch.cuda.device_count() < 2
     if name == "MERFAST_DATA":
         return name not in os.environ
     try:

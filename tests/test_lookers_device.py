@@ -257,7 +257,9 @@ def test_the_way_over_surfaces_predicts_alike(crop: str, face_clip: Path, yunet_
     assert isinstance(b.crops, torch.Tensor)
     assert (a.sampled, a.track, a.modalities, a.ready) == (b.sampled, b.track, b.modalities, b.ready)
     # Where a box rounds to a neighbouring pixel, a crop of this clip differs by 3 to 7 levels, elsewhere by none.
-    assert difference(b.crops, a.crops).mean() < 5
+    levels = difference(b.crops, a.crops).mean((1, 2, 3))
+    assert levels.mean() < 3
+    assert levels.max() < 10
     (p,), (q,) = plain.predict([face_clip]), over.predict([face_clip])
     assert isinstance(p, Prediction)
     assert isinstance(q, Prediction)
@@ -285,7 +287,7 @@ def test_what_readers_run_is_made_ready(faces: str, yunet_model: Path, monkeypat
 @pytest.mark.filterwarnings("ignore::merfast.UntrainedWarning")
 @pytest.mark.parametrize("name", ["hevc_face_then_none.mov", "no_face.mp4", "tall_s13.mp4"])
 def test_real_clips_over_surfaces(name: str, data_dir: Path, yunet_model: Path) -> None:
-    """Largest difference of the 21 clips: 0.014 of a posterior, 0.06 of valence."""
+    """What is left is of boxes that round to a neighbouring pixel."""
     plain, over = engine_with(yunet_model), engine_with(yunet_model, faces="yunet-torch")
     (p,), (q,) = (e.predict([data_dir / "clips" / name]) for e in (plain, over))
     assert isinstance(p, Prediction)

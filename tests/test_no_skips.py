@@ -70,6 +70,13 @@ def test_a_gpu_may_be_missing_where_kernels_are_interpreted(tmp_path: Path) -> N
     assert pytest_on(tmp_path, code, dry=False)[0] == 1
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_another_gpu_may_be_missing(tmp_path: Path, count: int) -> None:
+    (tmp_path / "conftest.py").write_text(f"import torch\ntorch.cuda.device_count = lambda: {count}\n")
+    code = f"def test_a(): pytest.skip('needs two NVIDIA GPUs')\n{PASSES}"
+    assert pytest_on(tmp_path, code)[0] == (0 if count == 1 else 1)
+
+
 def test_expected_failures_stay_expected(tmp_path: Path) -> None:
     status, said = pytest_on(tmp_path, f"@pytest.mark.xfail\ndef test_a(): assert 0\n{PASSES}")
     assert status == 0, said

@@ -337,6 +337,7 @@ def test_several_devices_on_the_command_line(capsys: pytest.CaptureFixture[str])
     assert "--device: got 'cpu,cpu', expected one" in capsys.readouterr().err
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
 def test_several_gpus_agree_with_one(face_clip: Path, sounds: list[bytes]) -> None:
     items = [face_clip, *sounds]

@@ -3,7 +3,7 @@
 What may differ, and why. In fp32, convolutions and matrix products may use TF32, and sums have another order: 2e-3 of a
 posterior for the same windows. In bf16, foundation models round after every layer: 0.02. Files go another way besides:
 faces are looked for in pictures that are scaled down by another filter (swscale's, or the crop's), so that boxes differ
-by a fraction of a pixel, and crops with them. On 21 real clips, both ways on a CPU, that alone is 0.014 at most.
+by a fraction of a pixel, and crops with them: 0.02, as `test_lookers_device.py` finds with both ways on a CPU.
 Decoding adds nothing where the standard says what a decoder gives to the bit (H.264, HEVC), and little in MPEG-1.
 """
 

@@ -45,7 +45,6 @@ def check(got: list[list[Box]], expected: list[list[Box]], limit: float) -> int:
 def test_agrees_with_opencv_on_real_clips(name: str, data_dir: Path, yunet_model: Path, ours: YuNetTorch) -> None:
     images = pictures(data_dir / "clips" / name)
     theirs = YuNet(yunet_model)
-    # Half a pixel would do; fp32 gives a ten thousandth.
     count = check(ours.detect(batch(images)), [theirs.detect(image) for image in images], 0.01)
     assert (count == 0) == (name == "no_face.mp4")
     if name == "several_people.mp4":
