@@ -36,5 +36,17 @@ class UnavailableError(MerfastError):
     """An explicitly chosen device, kernel, decoder or detector does not exist here."""
 
 
+class OverloadedError(MerfastError):
+    """More is asked of an engine than it can do in time; later, or with less, it may do it."""
+
+
+class DeadlineError(MerfastError):
+    """A request was not done by its deadline."""
+
+
+class UsageError(MerfastError):
+    """Something was used after it was closed, or by two threads at once."""
+
+
 class UntrainedWarning(UserWarning):
     """The loaded bundle has untrained weights: its predictions mean nothing."""

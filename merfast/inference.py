@@ -20,6 +20,7 @@ from merfast.ops.afg import Prepare
 from merfast.ops.decode import PrepareDecode
 from merfast.ops.group_norm_gelu import PrepareNorm
 from merfast.plan import Plan
+from merfast.reuse import Reuse
 from merfast.runtime.cuda_graphs import GraphedRunner, rows_bucket
 from merfast.runtime.spec import Runner
 from merfast.runtime.streams import Arriving, WorkStream
@@ -102,6 +103,7 @@ class Inference:
         self._model = self.bundle.model.to(self.device)
         gather = _gather_kernel(plan.choice("afg"), threads)
         self._model.accelerate(gather, _decode_kernel(plan.choice("joint decoding")))
+        self._pictured = [s.name for s in config.streams if s.modality == "video"]
         slow = self.device.type == "cpu" and bool(self._model.foundations)
         self.pass_seconds = min(batch_seconds, _CPU_SECONDS) if slow else batch_seconds
         network = FusionNetwork(self._model)
@@ -140,19 +142,23 @@ class Inference:
     def _run(self, windows: Sequence[Window]) -> Tensor:
         """`[B, 7]` on the device."""
         with span("pack"):
-            audio, crops = inputs_of(Batch.pack(windows), self.device)
-        features = self._model.encode(audio, crops)
+            reuse = Reuse(windows)
+            audio, crops = inputs_of(Batch.pack(reuse.windows), self.device)
+        features = reuse.complete(self._model.encode(audio, crops), self._pictured)
         with span("fuse"):
             return run_padded(self._fusion, features)
 
-    def _warm_up(self) -> None:
-        preprocessing = self.bundle.config.preprocessing
-        seconds = min(_WARM_SECONDS, preprocessing.max_window)
-        noise = np.random.default_rng(0)
+    def example(self, seconds: float) -> Window:
+        """A window of noise, to be made ready with."""
+        preprocessing, noise = self.bundle.config.preprocessing, np.random.default_rng(0)
         count, size = max(1, round(seconds * preprocessing.frame_rate)), preprocessing.crop_size
         audio = noise.standard_normal(round(seconds * SAMPLE_RATE), dtype=np.float32) * 0.1
         crops = noise.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-        window = Window(0.0, seconds, audio, crops, count, 0, {})
+        return Window(0.0, seconds, audio, crops, count, 0, {})
+
+    def _warm_up(self) -> None:
+        seconds = min(_WARM_SECONDS, self.bundle.config.preprocessing.max_window)
+        window = self.example(seconds)
         for together in (1, min(_GRAPH_CLIPS, max(1, int(self.pass_seconds / seconds)))):
             self.start([window] * together).wait()
 

@@ -37,7 +37,7 @@ class Flight:
 
 
 @dataclass
-class _Item:
+class Item:
     """An item on its way: groups of predictions, one group for each window, None until predicted."""
 
     reader: ItemReader
@@ -48,8 +48,8 @@ class _Item:
 class _Load:
     """What shares a flight: windows with their item, group and place in it, and items that end with them."""
 
-    windows: list[tuple[_Item, int, int, Window]] = field(default_factory=list)
-    done: list[tuple[_Item, MerfastError | None]] = field(default_factory=list)
+    windows: list[tuple[Item, int, int, Window]] = field(default_factory=list)
+    done: list[tuple[Item, MerfastError | None]] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -82,10 +82,10 @@ def predict_items(
             flight, landed = under_way.popleft()
             for (item, g, p, _), prediction in zip(landed.windows, flight.land(), strict=True):
                 item.groups[g][p] = prediction
-            yield from (_finish(item, error) for item, error in landed.done)
+            yield from (finish(item, error) for item, error in landed.done)
 
     for reader, groups in opened:
-        item, error = _Item(reader), None
+        item, error = Item(reader), None
         try:
             for group in groups:
                 item.groups.append([None] * len(group))
@@ -157,7 +157,7 @@ def _without_frames(error: MerfastError) -> MerfastError:
     return error
 
 
-def _finish(item: _Item, error: MerfastError | None) -> Prediction | Failure:
+def finish(item: Item, error: MerfastError | None) -> Prediction | Failure:
     """An item's windows as one prediction."""
     name = item.reader.name
     if error is not None:

@@ -17,7 +17,8 @@ from merfast.config import BundleConfig
 from merfast.errors import MediaError, MerfastError
 from merfast.media import nvdec
 from merfast.media.decode import ON_DEVICE, open_media
-from merfast.media.faces import Box, make_detector
+from merfast.media.faces import Box, Detector, make_detector
+from merfast.media.interrupt import interruptible
 from merfast.media.lookers import FrameLooker, Looker
 from merfast.media.source import Source
 from merfast.media.tracks import FaceSource, FaceTracker, GivenFaces
@@ -34,7 +35,8 @@ S = TypeVar("S")
 
 
 STUCK = 2.0
-"""Seconds to wait for a thread that was told to end; a stuck one ends when its source sends something or times out."""
+"""Seconds to wait for a thread that was told to end. Reading from the network is interrupted at once; one that is stuck
+otherwise (a FIFO, a file object) ends when its source sends something."""
 
 
 class Prefetch(Generic[T]):
@@ -60,15 +62,16 @@ class Prefetch(Generic[T]):
 
     def _work(self) -> None:
         last: tuple[bool, BaseException | None] = (False, None)
-        try:
-            for item in self._stage:
-                if not self._put((True, item)):
-                    break
-        except BaseException as error:
-            last = (False, error)
-        finally:
-            if isinstance(self._stage, Generator):
-                self._stage.close()
+        with interruptible(self._stop.is_set):
+            try:
+                for item in self._stage:
+                    if not self._put((True, item)):
+                        break
+            except BaseException as error:
+                last = (False, error)
+            finally:
+                if isinstance(self._stage, Generator):
+                    self._stage.close()
         self._put(last)
 
     @spanned("wait for room")
@@ -180,7 +183,7 @@ class ItemReader:
         self._preprocessing, self._reads = config.preprocessing, config.modalities
         self._every_face, self._threads = every_face, threads
 
-    def __iter__(self) -> Iterator[list[Window]]:
+    def __iter__(self) -> Generator[list[Window]]:
         """Windows as `Windower.run` gives them.
 
         Raises:
@@ -216,9 +219,9 @@ class ItemReader:
             self.warnings = media.info.warnings
             faces = self._face_source(detector, given)
             windower = Windower(
-                media, faces, self._spec, self._preprocessing, every_face=self._every_face, reads=self._reads
+                media.info, faces, self._spec, self._preprocessing, every_face=self._every_face, reads=self._reads
             )
-            yield from windower.run()
+            yield from windower.run(media.events())
         finally:
             media.close()
 
@@ -229,17 +232,23 @@ class ItemReader:
         if detector == "none":
             return None
         surfaces = self._surfaces()
-        looker = self._frame_looker(detector, size) if surfaces is None else _surface_looker(self._plan, size, surfaces)
-        return FaceTracker(looker, face_scale=self._preprocessing.face_scale)
+        if surfaces is None:
+            found = make_detector(detector.removesuffix("-torch"), self._plan.detector_model)
+            looker: Looker = frame_looker(self._plan, size, found)
+        else:
+            looker = _surface_looker(self._plan, size, surfaces)
+        return FaceTracker(looker, face_scale=self._preprocessing.face_scale, ends=self._spec.end_after)
 
     def _surfaces(self) -> torch.device | None:
         """Where pictures lie, if not where their decoder or caller has them."""
         device = None if isinstance(self._source, Clip) else self._plan.surfaces
         return None if device is None else torch.device(device)
 
-    def _frame_looker(self, detector: str, size: int) -> Looker:
-        found = make_detector(detector.removesuffix("-torch"), self._plan.detector_model)
-        return FrameLooker(found, crop_size=size, crop=_prepare(self._plan.choice("crop"), on_cpu=True)(CropSpec(size)))
+
+def frame_looker(plan: Plan, crop_size: int, detector: Detector) -> Looker:
+    """What looks at pictures on the CPU, one by one."""
+    crop = _prepare(plan.choice("crop"), on_cpu=True)(CropSpec(crop_size))
+    return FrameLooker(detector, crop_size=crop_size, crop=crop)
 
 
 def warm_up(plan: Plan, config: BundleConfig) -> None:

@@ -30,6 +30,9 @@ IntArray = npt.NDArray[np.int64]
 Crops: TypeAlias = "ByteArray | torch.Tensor"
 """Face crops, uint8 RGB: an array, or a tensor where they were cut on a device."""
 
+Known: TypeAlias = "dict[tuple[int, int | None], dict[str, torch.Tensor]]"
+"""Features of one timeline's crops, so that each is encoded once: (number of the frame, track) -> stream -> `[D]`."""
+
 Modality = Literal["audio", "video"]
 
 MODALITIES: tuple[Modality, ...] = ("audio", "video")
@@ -90,7 +93,7 @@ class Clip:
         samples: FloatArray | None = None
         rate = 0
         if audio is not None:
-            if not _is_number(sample_rate) or not 1 <= sample_rate <= 1_000_000 or sample_rate != int(sample_rate):
+            if not is_number(sample_rate) or not 1 <= sample_rate <= 1_000_000 or sample_rate != int(sample_rate):
                 got = f"sample_rate: got {sample_rate!r}"
                 raise MediaError(name, f"{got}, expected a whole number of Hz from 1 to 1000000 with the audio")
             samples, rate = _mono(name, audio), int(sample_rate)
@@ -107,7 +110,7 @@ class Clip:
 
 def _frame_times(name: str, count: int, fps: float | None, times: object) -> tuple[npt.NDArray[np.float64], float]:
     if times is None:
-        if not _is_number(fps) or not (math.isfinite(fps) and fps > 0):
+        if not is_number(fps) or not (math.isfinite(fps) and fps > 0):
             raise MediaError(name, f"fps: got {fps!r}, expected a positive number with the frames (or times=)")
         return np.arange(count) / fps, count / fps
     try:
@@ -135,7 +138,8 @@ def _mono(name: str, audio: npt.ArrayLike) -> FloatArray:
     return samples.astype(np.float32)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a number, of Python or NumPy, and not a bool."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
@@ -161,6 +165,8 @@ class Window:
         track: number of the face's track, None without a face.
         missing: modality -> why it is absent.
         ready: where crops are on a GPU, the event after which other streams may read them.
+        numbers: of the frames that the crops are from, rising, where windows overlap.
+        known: features of crops, shared by the windows of one timeline; None where windows do not overlap.
     """
 
     start: float
@@ -171,6 +177,8 @@ class Window:
     track: int | None
     missing: Mapping[str, str]
     ready: torch.cuda.Event | None = None
+    numbers: tuple[int, ...] = ()
+    known: Known | None = None
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -323,15 +331,26 @@ def _number(value: float) -> float | None:
 
 @dataclass(frozen=True, eq=False)
 class Failure:
-    """Stands in the place of a `Prediction` for an item that failed, with `on_error="return"`."""
+    """Stands in the place of a `Prediction` for an item that failed, with `on_error="return"`, or a live window.
+
+    Attributes:
+        source: name of the item or stream.
+        error: why.
+        start, end: seconds, of the window; None for an item.
+    """
 
     source: str
     error: MerfastError
+    start: float | None = None
+    end: float | None = None
 
     ok = False
 
     def to_dict(self) -> dict[str, Any]:
-        return {"source": self.source, "error": str(self.error), "kind": type(self.error).__name__}
+        out: dict[str, Any] = {"source": self.source, "error": str(self.error), "kind": type(self.error).__name__}
+        if self.start is not None and self.end is not None:
+            out |= {"start": round(self.start, 6), "end": round(self.end, 6)}
+        return out
 
 
 def combine(parts: Sequence[Prediction], **changes: Any) -> Prediction:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from media_files import write_video, write_wav
 
 import merfast
 from merfast.media import windows
-from merfast.media.decode import AudioChunk, open_media
+from merfast.media.decode import AudioChunk, Event, open_media
 from merfast.media.source import check_source, source_name
 from merfast.media.timestamps import Continuity
 from merfast.types import SAMPLE_RATE, Clip, Failure, Prediction
@@ -206,30 +207,27 @@ def test_streams_of_unequal_length_stay_in_step_over_many_joins() -> None:
     assert clock.jumps == 5
 
 
-def test_a_timeline_does_not_wait_for_a_track_that_is_over(
-    engine: merfast.Engine, noise: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_timeline_does_not_wait_for_a_track_that_is_over(engine: merfast.Engine, noise: np.ndarray) -> None:
     """One picture, then sound alone: windows come while the sound is being read."""
-    monkeypatch.setattr(windows, "LAG", 5.0)
     clip = Clip.from_arrays(
         np.zeros((1, 64, 64, 3), np.uint8), fps=25, audio=np.tile(noise, 15), sample_rate=SAMPLE_RATE
     )
     media = open_media(clip, name="clip", decoder="pyav", frame_rate=5)
+    media.info.lag = 5.0
     spec = windows.WindowSpec(4, 4)
     from merfast.media.tracks import GivenFaces
 
-    windower = windows.Windower(media, GivenFaces(64), spec, engine.bundle.config.preprocessing, every_face=False)
+    windower = windows.Windower(media.info, GivenFaces(64), spec, engine.bundle.config.preprocessing, every_face=False)
     heard = 0.0
     original = media.events
 
-    def watched() -> object:
+    def watched() -> Iterator[Event]:
         nonlocal heard
         for event in original():
             heard = (event.start + len(event.samples)) / SAMPLE_RATE if isinstance(event, AudioChunk) else heard
             yield event
 
-    monkeypatch.setattr(media, "events", watched)
-    ends = [(group[0].end, heard) for group in windower.run()]
+    ends = [(group[0].end, heard) for group in windower.run(watched())]
     assert len(ends) == 15
     assert all(heard <= end + 5.0 + 2.0 for end, heard in ends[:-2])
     assert media.info.warnings == []

@@ -13,6 +13,7 @@ from merfast.media.decode_arrays import ArrayFrame
 from merfast.media.faces import Box, Haar, YuNet, crop_square, resize
 from merfast.media.lookers import FrameLooker
 from merfast.media.tracks import MISSED, FacesAt, FaceTracker, GivenFaces
+from merfast.media.windows import WindowSpec
 from merfast.ops import crop_norm
 from merfast.types import ByteArray
 
@@ -252,3 +253,41 @@ def test_haar_takes_tiny_pictures(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("shape", TINY)
 def test_yunet_takes_tiny_pictures(shape: tuple[int, int], yunet_model: Path) -> None:
     assert YuNet(yunet_model).detect(noise(shape)) == []
+
+
+@pytest.mark.parametrize("ahead", [1, 7, 16])
+def test_nothing_looks_beyond_the_end_of_a_window(ahead: int) -> None:
+    """What comes out for a window is the same whatever comes after it, and all of it has come out at its end."""
+    crop = crop_norm.prepare(crop_norm.CropSpec(16))
+    faces = [((60 + 3 * i, 90, 40), (250 - 2 * i, 60, 30)) for i in range(50)]
+    pictures = [picture(*(f for j, f in enumerate(both) if j == 0 or 12 < i < 37)) for i, both in enumerate(faces)]
+
+    def run(count: int, end: float | None) -> list[tuple[float, list[int], list[float]]]:
+        looker = FrameLooker(Marked(), crop_size=16, crop=crop, ahead=ahead)
+        tracker = FaceTracker(looker, face_scale=1.0, ends=WindowSpec(2.0, 1.0).end_after)
+        views: list[FacesAt] = []
+        for i in range(count):
+            views += tracker.push(ArrayFrame(pictures[i], i / 5))
+            before = 5 * int(i / 5 + 1e-6) if i >= 10 else 0
+            assert ahead > 1 or len(views) >= before
+            assert len(views) >= 5 * tracker.until - 1e-6
+        if end is not None:
+            views += tracker.settle(end)
+            assert tracker.until >= end
+            assert len(views) == count
+        return [(v.time, sorted(v.faces), [brightness(v, n) for n in sorted(v.faces)]) for v in views]
+
+    whole = run(50, None)
+    for end in (2, 3, 5, 8):
+        assert run(5 * end, float(end)) == whole[: 5 * end]
+
+
+def test_two_looks_a_second_are_enough_where_a_window_ends_each_second() -> None:
+    crop, detector = crop_norm.prepare(crop_norm.CropSpec(16)), Marked()
+    looker = FrameLooker(detector, crop_size=16, crop=crop)
+    tracker = FaceTracker(looker, face_scale=1.0, ends=WindowSpec(4.0, 1.0).end_after)
+    calls = []
+    for i in range(50):
+        list(tracker.push(ArrayFrame(picture((60 + i, 90, 40)), i / 5)))
+        calls.append(detector.calls)
+    assert calls[46] - calls[26] == 8

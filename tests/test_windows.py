@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -44,16 +45,22 @@ class Scripted:
     def __init__(self, *script: tuple[int, float, float, float], delay: int = 0) -> None:
         self.script, self.delay = script, delay
         self.waiting: list[Frame] = []
+        self.until = -math.inf
 
     def view(self, frame: Frame) -> FacesAt:
         crop = {n: np.full((8, 8, 3), n, dtype=np.uint8) for n, *_ in self.script}
         seen = {n: FaceView(crop[n], w) for n, w, a, b in self.script if a <= frame.time < b}
+        self.until = frame.time
         return FacesAt(frame.time, seen)
 
     def push(self, frame: Frame) -> Iterator[FacesAt]:
         self.waiting.append(frame)
         if len(self.waiting) > self.delay:
             yield self.view(self.waiting.pop(0))
+
+    def settle(self, time: float) -> Iterator[FacesAt]:
+        yield from self.flush()
+        self.until = max(self.until, time)
 
     def flush(self) -> Iterator[FacesAt]:
         while self.waiting:
@@ -64,7 +71,8 @@ def cut(
     media: Recording, length: float, hop: float, *script: tuple[int, float, float, float], every: bool = False
 ) -> list[list[Window]]:
     faces = Scripted(*script, delay=3)
-    return list(Windower(media, faces, WindowSpec(length, hop), PRE, every_face=every).run())
+    windower = Windower(media.info, faces, WindowSpec(length, hop), PRE, every_face=every)
+    return list(windower.run(media.events()))
 
 
 def spans(groups: list[list[Window]]) -> list[tuple[float, float]]:
@@ -105,8 +113,8 @@ def test_a_window_holds_its_own_frames_and_samples() -> None:
 def test_windows_come_before_the_media_ends() -> None:
     """Memory stays bounded only if nothing waits for the end."""
     media = Recording(60, 60)
-    windower = Windower(media, Scripted((0, 1.0, 0, 99)), WindowSpec(4, 4), PRE, every_face=False)
-    durations = [media.info.duration for _ in windower.run()]  # known only at the end
+    windower = Windower(media.info, Scripted((0, 1.0, 0, 99)), WindowSpec(4, 4), PRE, every_face=False)
+    durations = [media.info.duration for _ in windower.run(media.events())]  # known only at the end
     assert len(durations) == 15
     assert set(durations[:-1]) == {0}
 
@@ -191,9 +199,10 @@ def test_audio_buffer_reads_holes_as_zeros_and_forgets() -> None:
 
 @pytest.mark.parametrize(("video", "audio"), [(600, 600), (600, 5), (5, 600)])
 def test_what_is_kept_does_not_grow(video: float, audio: float) -> None:
-    windower = Windower(Recording(video, audio), Scripted((0, 1.0, 0, 999)), WindowSpec(4, 1), PRE, every_face=False)
+    media = Recording(video, audio)
+    windower = Windower(media.info, Scripted((0, 1.0, 0, 999)), WindowSpec(4, 1), PRE, every_face=False)
     views = samples = 0
-    for _ in windower.run():
+    for _ in windower.run(media.events()):
         views = max(views, len(windower._seen))
         samples = max(samples, sum(len(c.samples) for c in windower._audio._chunks))
     assert views <= 5 * (4 + 30 + 2)

@@ -3,6 +3,9 @@
 Frames wait until the faces in them are certain. A face is certain at a frame when detections on both sides enclose it,
 so boxes are interpolated, never guessed, and a face that the detector misses for a moment keeps its track. A cut of the
 picture ends all tracks.
+
+Nothing looks beyond the end of a window: the last frame before it is looked at, and all before it come out. So a live
+source's windows need not wait, and are those of a recording of it.
 """
 
 from __future__ import annotations
@@ -10,10 +13,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -89,11 +92,17 @@ class _Track:
 class FaceSource(Protocol):
     """Turns sampled frames of one source into face crops by track."""
 
+    until: float
+    """Seconds: all frames before this have come out."""
+
     def push(self, frame: Frame) -> Iterator[FacesAt]:
         """Add the next sampled frame; yields the frames that have become certain, in order."""
 
+    def settle(self, time: float) -> Iterator[FacesAt]:
+        """Yields all that was pushed, as no frame before `time` is to follow; tracks go on."""
+
     def flush(self) -> Iterator[FacesAt]:
-        """Yields what is still waiting."""
+        """Yields what is still waiting, and ends all tracks."""
 
 
 class GivenFaces:
@@ -101,41 +110,63 @@ class GivenFaces:
 
     def __init__(self, crop_size: int) -> None:
         self._crop_size = crop_size
+        self.until = -math.inf
 
     def push(self, frame: Frame) -> Iterator[FacesAt]:
+        self.until = frame.time
         yield FacesAt(frame.time, {0: FaceView(resize(frame.rgb(), self._crop_size), 1.0)})
+
+    def settle(self, time: float) -> Iterator[FacesAt]:
+        self.until = max(self.until, time)
+        return iter(())
 
     def flush(self) -> Iterator[FacesAt]:
         return iter(())
 
 
 class _Act(Enum):
-    """What a tracker does next: frames wait, some are looked at, and tracks end where the picture is cut."""
+    """What a tracker does next: frames wait, some are looked at, all come out where a window ends, and tracks end where
+    the picture is cut."""
 
     ADD = 1
     LOOK = 2
-    END = 3
+    SETTLE = 3
+    END = 4
+
+
+class _Step(NamedTuple):
+    act: _Act
+    frame: Frame | None = None
+    until: float = -math.inf  # of SETTLE
+
+
+def _never(time: float) -> float:
+    return math.inf
 
 
 class FaceTracker:
     """Turns sampled frames of one source into face crops by track, as many at a time as its looker likes.
 
-    How many that are changes when frames come out, and nothing else: which are looked at follows from their times and
-    from cuts alone.
+    How many that are changes when frames come out, and nothing else: which are looked at follows from their times, from
+    the ends of windows and from cuts alone.
 
     Args:
         looker: looks at the frames; used by this tracker alone.
         face_scale: side of the crop over the side of the face box.
+        ends: the first end of a window after a time, both in seconds; what comes before it does not depend on what
+            comes after.
     """
 
-    def __init__(self, looker: Looker, *, face_scale: float) -> None:
-        self._looker, self._face_scale = looker, face_scale
+    def __init__(self, looker: Looker, *, face_scale: float, ends: Callable[[float], float] = _never) -> None:
+        self._looker, self._face_scale, self._ends = looker, face_scale, ends
+        self.until = -math.inf
         self._group: list[Frame] = []  # not thought about yet
         self._pending: deque[Frame] = deque()  # not certain yet
         self._tracks: list[_Track] = []
         self._count = 0
-        # Of the schedule: when the last look was due, the last frame if it was not looked at, and its thumbnail.
-        self._last_look = -math.inf
+        # Of the schedule: when the last look was due, the last frame's time, itself if it was not looked at, and its
+        # thumbnail.
+        self._last_look = self._last = -math.inf
         self._unseen: Frame | None = None
         self._thumbnail: ByteArray | None = None
 
@@ -144,40 +175,65 @@ class FaceTracker:
         if len(self._group) >= self._looker.ahead or frame.time - self._group[0].time >= GROUPED:
             yield from self._follow(self._schedule())
 
+    def settle(self, time: float) -> Iterator[FacesAt]:
+        yield from self._follow([*self._schedule(), *self._settling(time)])
+
     def flush(self) -> Iterator[FacesAt]:
         yield from self._follow([*self._schedule(), *self._ending()])
 
-    def _schedule(self) -> list[tuple[_Act, Frame | None]]:
+    def _schedule(self) -> list[_Step]:
         """What to do with the group."""
         group, self._group = self._group, []
-        acts: list[tuple[_Act, Frame | None]] = []
+        steps: list[_Step] = []
         with span("thumbnails"):
             thumbnails = self._looker.thumbnails(group) if group else ()
         for frame, thumbnail in zip(group, thumbnails, strict=True):
+            if self._ends(self._last + _SLACK) <= frame.time + _SLACK:
+                steps += self._settling(frame.time)
             if self._is_cut(thumbnail):
-                acts += self._ending()
+                steps += self._ending()
             self._thumbnail = thumbnail
-            acts.append((_Act.ADD, frame))
-            due = frame.time - self._last_look >= 1 / DETECT_RATE - EARLY
+            steps.append(_Step(_Act.ADD, frame))
+            due = self._is_due(frame.time)
             if due:
-                acts.append((_Act.LOOK, frame))
+                steps.append(_Step(_Act.LOOK, frame))
                 self._last_look = frame.time
-            self._unseen = None if due else frame
-        return acts
+            self._last, self._unseen = frame.time, None if due else frame
+        return steps
 
-    def _ending(self) -> list[tuple[_Act, Frame | None]]:
+    def _is_due(self, time: float) -> bool:
+        """Whether to look at the frame at this time, unless another one is looked at soon, at a window's end."""
+        if time - self._last_look < 1 / DETECT_RATE - EARLY:
+            return False
+        end = self._ends(time + _SLACK)
+        soon = end - time <= 1 / DETECT_RATE + _SLACK and 2 * time - self._last < end - _SLACK
+        return math.isinf(self._last_look) or not soon
+
+    def _settling(self, time: float) -> list[_Step]:
+        """A look at the last frame, as no other before `time` is to follow."""
+        steps = []
+        if self._unseen is not None:
+            steps.append(_Step(_Act.LOOK, self._unseen))
+            self._last_look, self._unseen = self._unseen.time, None
+        return [*steps, _Step(_Act.SETTLE, until=time)]
+
+    def _ending(self) -> list[_Step]:
         """A last look, and the end of all tracks."""
-        acts: list[tuple[_Act, Frame | None]] = [(_Act.LOOK, self._unseen)] if self._unseen is not None else []
+        steps = [_Step(_Act.LOOK, self._unseen)] if self._unseen is not None else []
         self._last_look, self._unseen, self._thumbnail = -math.inf, None, None
-        return [*acts, (_Act.END, None)]
+        return [*steps, _Step(_Act.END)]
 
-    def _follow(self, acts: Sequence[tuple[_Act, Frame | None]]) -> Iterator[FacesAt]:
-        looks = [frame for act, frame in acts if act is _Act.LOOK and frame is not None]
+    def _follow(self, steps: Sequence[_Step]) -> Iterator[FacesAt]:
+        looks = [s.frame for s in steps if s.act is _Act.LOOK and s.frame is not None]
         with span("detect"):
             found = iter(self._looker.detect(looks) if looks else ())
         certain: list[tuple[Frame, dict[int, Box]]] = []
-        for act, frame in acts:
-            if act is _Act.END:
+        settled = -math.inf
+        for act, frame, until in steps:
+            if act is _Act.SETTLE:
+                certain += self._resolve(math.inf, forced=True)
+                settled = until
+            elif act is _Act.END:
                 for track in self._tracks:
                     # Seen once, and never looked for again: there was no chance to confirm it.
                     track.confirmed |= track.missed == 0
@@ -189,6 +245,7 @@ class FaceTracker:
                 self._match(frame.time, next(found))
                 certain += self._resolve(frame.time)
         yield from self._crop(certain)
+        self.until = max(self.until, settled)
 
     def _is_cut(self, thumbnail: ByteArray) -> bool:
         last = self._thumbnail
@@ -224,9 +281,13 @@ class FaceTracker:
                 self._tracks.append(_Track(self._count, [time], [box]))
                 self._count += 1
 
-    def _resolve(self, looked_until: float) -> Iterator[tuple[Frame, dict[int, Box]]]:
-        """The frames that have become certain, with the box of each track, in units of the picture's width."""
-        horizon = min((t.sure_until for t in self._tracks if not t.ended), default=math.inf)
+    def _resolve(self, looked_until: float, *, forced: bool = False) -> Iterator[tuple[Frame, dict[int, Box]]]:
+        """The frames that have become certain, with the box of each track, in units of the picture's width.
+
+        If forced, all: a face that is missed at the moment, or was seen just once, is not in them.
+        """
+        live = () if forced else self._tracks
+        horizon = min((t.sure_until for t in live if not t.ended), default=math.inf)
         while self._pending and self._pending[0].time <= min(horizon, looked_until):
             frame = self._pending.popleft()
             yield frame, {t.number: box for t in self._tracks if (box := t.at(frame.time)) is not None}
@@ -250,6 +311,7 @@ class FaceTracker:
                 number: FaceView(crop, _subject(box, frame.width, frame.height))
                 for (number, box), crop in zip(boxes.items(), crops, strict=True)
             }
+            self.until = frame.time
             yield FacesAt(frame.time, views)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from merfast.config import Preprocessing
 from merfast.media.audio import AudioBuffer
-from merfast.media.decode import AudioChunk, Media
+from merfast.media.decode import AudioChunk, Event, MediaInfo
 from merfast.media.tracks import FacesAt, FaceSource
 from merfast.trace import each, spanned
-from merfast.types import MODALITIES, SAMPLE_RATE, Crops, FloatArray, Modality, Window
+from merfast.types import MODALITIES, SAMPLE_RATE, Crops, FloatArray, Known, Modality, Window
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +24,6 @@ TAIL = 0.05
 
 KEEP_MAIN = 1.5
 """How much more of a subject another face must be before it becomes the main one of the next window."""
-
-LAG = 30.0
-"""Seconds that one track may be behind the other, as when it has ended, before windows are cut without it."""
 
 FEWEST_CROPS = 3
 """Crops that another face than the main one needs to be reported."""
@@ -47,12 +44,19 @@ class WindowSpec:
     def end(self, k: int) -> float:
         return k * self.hop + self.length
 
+    def end_after(self, time: float) -> float:
+        """The first end of a window after a time."""
+        if time < self.length:
+            return self.length
+        k = math.floor((time - self.length) / self.hop)
+        return min(e for e in (self.end(k), self.end(k + 1), self.end(k + 2)) if e > time)
+
 
 class Windower:
-    """Collects events of one source and gives out windows as they are complete.
+    """Collects events of one source and cuts windows out of them.
 
     Args:
-        media: the open source, of which only `info` is used here.
+        info: of the source.
         faces: makes crops of frames, or None where faces are not looked for.
         spec: where to cut.
         preprocessing: of the bundle.
@@ -62,7 +66,7 @@ class Windower:
 
     def __init__(
         self,
-        media: Media,
+        info: MediaInfo,
         faces: FaceSource | None,
         spec: WindowSpec,
         preprocessing: Preprocessing,
@@ -70,67 +74,94 @@ class Windower:
         every_face: bool,
         reads: Sequence[Modality] = MODALITIES,
     ) -> None:
-        self._media, self._faces = media, faces
+        self._info, self._faces = info, faces
         self._spec, self._preprocessing = spec, preprocessing
         self._every_face, self._reads = every_face, reads
         self._audio = AudioBuffer()
-        self._seen: list[FacesAt] = []
-        self._seen_until = -math.inf
+        self._seen: list[tuple[int, FacesAt]] = []  # with numbers that rise by one
+        self._count = 0
+        self._known: Known | None = {} if spec.hop < spec.length else None
         self._main: int | None = None
-        self._next = 0
+        self.next = 0
+        """Number of the window that is cut next."""
         self._late = False  # whether something belonged to a window that was already cut
 
-    def run(self) -> Iterator[list[Window]]:
+    def run(self, events: Iterator[Event]) -> Iterator[list[Window]]:
         """One list for each window, in order: the main face's first, then other faces', the most seen first.
+
+        Args:
+            events: all there are; then the duration in `info` is final.
 
         Raises:
             MediaError: as `Media.events`.
         """
-        for event in each("decode", self._media.events()):
-            if isinstance(event, AudioChunk):
-                self._late |= event.start < (self._spec.start(self._next) - LAG / 2) * SAMPLE_RATE
-                self._audio.push(event)
-            elif self._faces is not None:
-                self._see(self._faces.push(event))
+        for event in each("decode", events):
+            self.push(event)
             while self._complete():
-                yield self._cut(self._spec.end(self._next))
+                yield self.cut()
+        self.end()
+        if self._late:
+            message = f"sound and picture lie more than {self._info.lag:.0f} s apart: some of it came too late"
+            self._info.warnings.append(message)
+        while self.remains(self._info.duration):
+            yield self.cut(self._info.duration)
+
+    def push(self, event: Event) -> None:
+        """Add a frame or sound, each in order of time."""
+        if isinstance(event, AudioChunk):
+            self._late |= event.start < (self._spec.start(self.next) - self._info.lag / 2) * SAMPLE_RATE
+            self._audio.push(event)
+        elif self._faces is not None:
+            self._see(self._faces.push(event))
+
+    def settle(self) -> None:
+        """No more frames come before the end of the next window."""
+        if self._faces is not None:
+            self._see(self._faces.settle(self._spec.end(self.next)))
+
+    def end(self) -> None:
+        """No more frames come."""
         if self._faces is not None:
             self._see(self._faces.flush())
-        if self._late:
-            message = f"sound and picture lie more than {LAG:.0f} s apart in the file: some of it came too late"
-            self._media.info.warnings.append(message)
-        duration = self._media.info.duration
-        while self._remains(duration):
-            yield self._cut(min(self._spec.end(self._next), duration))
 
     @spanned("faces")
     def _see(self, views: Iterator[FacesAt]) -> None:
         for view in views:
-            self._late |= view.time < self._spec.start(self._next) - LAG / 2
-            self._seen.append(view)
-            self._seen_until = view.time
+            self._late |= view.time < self._spec.start(self.next) - self._info.lag / 2
+            self._seen.append((self._count, view))
+            self._count += 1
 
     def _complete(self) -> bool:
         """Whether nothing more belongs to the next window: each track is past its end, or lags too far to wait."""
-        end, info = self._spec.end(self._next), self._media.info
-        seen, heard = self._seen_until, self._audio.end / SAMPLE_RATE
+        end, info = self._spec.end(self.next), self._info
+        seen = -math.inf if self._faces is None else self._faces.until
+        heard = self._audio.end / SAMPLE_RATE
         if self._faces is not None and info.has_video and seen < end:
-            if heard < end + LAG:
+            if heard < end + info.lag:
                 return False
-            self._see(self._faces.flush())
-        audio = not info.has_audio or heard >= end or seen >= end + LAG
+            self.end()
+        audio = not info.has_audio or heard >= end or seen >= end + info.lag
         return audio and max(seen, heard) >= end
 
-    def _remains(self, duration: float) -> bool:
-        if self._next == 0:
+    def remains(self, duration: float) -> bool:
+        """Whether there is another window, of media that end then."""
+        if self.next == 0:
             return True
-        return self._spec.end(self._next - 1) < duration - TAIL and self._spec.start(self._next) < duration - TAIL
+        return self._spec.end(self.next - 1) < duration - TAIL and self._spec.start(self.next) < duration - TAIL
+
+    def skip(self, to: int) -> None:
+        """Leave out the windows before this one."""
+        if to > self.next:
+            self.next = to
+            self._forget()
 
     @spanned("windows")
-    def _cut(self, end: float) -> list[Window]:
-        start = self._spec.start(self._next)
-        self._next += 1
-        views = [v for v in self._seen if start - _SLACK <= v.time < end - _SLACK]
+    def cut(self, duration: float = math.inf) -> list[Window]:
+        """The next window, of what has been pushed; it ends with the media."""
+        start, end = self._spec.start(self.next), min(self._spec.end(self.next), duration)
+        self.next += 1
+        within = [(n, v) for n, v in self._seen if start - _SLACK <= v.time < end - _SLACK]
+        views = [v for _, v in within]
         audio, missing = self._hear(start, end)
         tracks = self._rank(views)
         if tracks:
@@ -140,23 +171,28 @@ class Windower:
         out = []
         either: list[int | None] = [*tracks] or [None]
         for track in either:
-            crops = [v.faces[track].crop for v in views if track in v.faces] if track is not None else []
-            size = self._preprocessing.crop_size
-            packed, ready = _stacked(crops, size)
-            out.append(Window(start, end, audio, packed, len(views), track, missing, ready))
-        following = self._spec.start(self._next)
-        self._audio.forget(round(following * SAMPLE_RATE))
-        self._seen = [v for v in self._seen if v.time >= following - _SLACK]
+            of_track = [(n, v) for n, v in within if track in v.faces] if track is not None else []
+            crops = [v.faces[track].crop for _, v in of_track] if track is not None else []
+            packed, ready = _stacked(crops, self._preprocessing.crop_size)
+            numbers = tuple(n for n, _ in of_track)
+            out.append(Window(start, end, audio, packed, len(views), track, missing, ready, numbers, self._known))
+        self._forget()
         return out
+
+    def _forget(self) -> None:
+        """Let go what no later window needs."""
+        following = self._spec.start(self.next)
+        self._audio.forget(round(following * SAMPLE_RATE))
+        self._seen = [(n, v) for n, v in self._seen if v.time >= following - _SLACK]
 
     def _hear(self, start: float, end: float) -> tuple[FloatArray, dict[str, str]]:
         audio = self._audio.read(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE))
         if "audio" not in self._reads:
             return audio[:0], {"audio": "this bundle reads no audio"}
-        if not self._media.info.has_audio:
+        if not self._info.has_audio:
             return audio, {"audio": "no audio track"}
-        if "audio" in self._media.info.unreadable:
-            return audio, {"audio": self._media.info.unreadable["audio"]}
+        if "audio" in self._info.unreadable:
+            return audio, {"audio": self._info.unreadable["audio"]}
         if not len(audio):
             return audio, {"audio": "no sound in this stretch"}
         if max(float(audio.max()), -float(audio.min())) < self._preprocessing.silence:
@@ -182,12 +218,12 @@ class Windower:
     def _no_face(self, sampled: int) -> str:
         if "video" not in self._reads:
             return "this bundle reads no video"
-        if not self._media.info.has_video:
+        if not self._info.has_video:
             return "no video track"
         if self._faces is None:
             return "faces are not looked for"
-        if "video" in self._media.info.unreadable:
-            return self._media.info.unreadable["video"]
+        if "video" in self._info.unreadable:
+            return self._info.unreadable["video"]
         return "no face found" if sampled else "no frames in this stretch"
 
 

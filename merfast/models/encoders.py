@@ -1,7 +1,8 @@
 """Encoders by name: a module whose `forward` takes one modality's `Ragged` input and gives `Ragged` vectors.
 
 Audio encoders read `[N]` float32 samples at 16 kHz, video encoders `[N, S, S, 3]` uint8 RGB face crops; the vectors are
-`[N', dim]`. A set's vectors must not depend on the other sets, and an empty set gives no vectors.
+`[N', dim]`. A set's vectors must not depend on the other sets, and an empty set gives no vectors. A video encoder gives
+one vector for each crop, made from that crop alone: windows that share a crop share its vector.
 """
 
 from __future__ import annotations
