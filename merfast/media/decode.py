@@ -1,8 +1,8 @@
 """Decoding, the contract: any source becomes timed events, frames and 16 kHz mono audio, read once from front to back.
 
 `decode_pyav.py` (default, on the CPU and by NVDEC), `decode_pynvvideocodec.py`, `decode_torchcodec.py`,
-`decode_decord.py` and `decode_arrays.py` (for `Clip`) fulfil it. Frames are lazy: what a decoder yields has a timestamp
-and a size, and is converted to pixels only where somebody asks for them.
+`decode_decord.py`, `decode_camera.py` and `decode_arrays.py` (for `Clip`) fulfil it. Frames are lazy: what a decoder
+yields has a timestamp and a size, and is converted to pixels only where somebody asks for them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from merfast.media.faces import Box
-from merfast.media.source import Source, check_source
+from merfast.media.source import Device, Source, check_source
 from merfast.trace import spanned
 from merfast.types import SAMPLE_RATE, ByteArray, Clip, FloatArray
 
@@ -59,6 +59,9 @@ class AudioChunk:
 
 Event = Frame | AudioChunk
 
+LIVE_LAG = 2.0
+"""`MediaInfo.lag` of live sources, whose windows are to come soon."""
+
 ON_DEVICE = ("nvdec", "pynvvideocodec")
 """Decoders whose frames are `SurfaceFrame`s on a GPU."""
 
@@ -72,6 +75,7 @@ class MediaInfo:
         unreadable: "video" or "audio" -> why that track cannot be decoded.
         duration: seconds; final when all has been read.
         warnings: what went wrong without being fatal; complete when all has been read.
+        lag: seconds that one track may be behind the other, as when it has ended, before windows are cut without it.
     """
 
     name: str
@@ -80,6 +84,7 @@ class MediaInfo:
     unreadable: dict[str, str] = field(default_factory=dict)
     duration: float = 0.0
     warnings: list[str] = field(default_factory=list)
+    lag: float = 30.0
 
 
 class Media(Protocol):
@@ -152,7 +157,7 @@ def open_media(
     Args:
         source: what to read.
         name: what messages call it.
-        decoder: "pyav", "nvdec", "pynvvideocodec", "torchcodec" or "decord".
+        decoder: "pyav", "nvdec", "pynvvideocodec", "torchcodec" or "decord"; none of them matters to cameras.
         frame_rate: frames wanted a second, at most.
         want_video: False skips the video, as where faces are not looked for.
         threads: for the video codec on the CPU.
@@ -174,6 +179,10 @@ def open_media(
     if decoder in ON_DEVICE and (surfaces is None or surfaces.type != "cuda"):
         raise ValueError(f"decoder {decoder!r}: got surfaces={surfaces}, expected a CUDA device")
     opened = check_source(source, name)
+    if isinstance(opened, Device):
+        from merfast.media.decode_camera import CameraMedia
+
+        return CameraMedia(opened, name, frame_rate=frame_rate, want_video=want_video, surfaces=surfaces)
     if decoder == "decord":
         from merfast.media.decode_decord import DecordMedia
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -14,9 +16,9 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from merfast.errors import MediaError
-from merfast.media import nvdec
+from merfast.media import interrupt, nvdec
 from merfast.media.audio import AudioTrack
-from merfast.media.decode import AudioChunk, Event, Frame, FrameSampler, MediaInfo
+from merfast.media.decode import LIVE_LAG, AudioChunk, Event, Frame, FrameSampler, MediaInfo
 from merfast.media.frames import PyAVFrame, new_scalers
 from merfast.media.source import Reader, is_url
 from merfast.media.surfaces import SurfaceFrame, unexportable
@@ -26,6 +28,14 @@ log = logging.getLogger("merfast")
 
 OPEN_TIMEOUT, READ_TIMEOUT = 15.0, 30.0
 """Seconds that a network source may stall, when it is opened and while it is read."""
+
+NETWORK_OPTIONS = {
+    "analyzeduration": "2000000",  # microseconds; what is read to find out what a stream holds is not lost, only late
+    "rtsp_flags": "prefer_tcp",  # over UDP, packets are lost where the network or this process is busy
+}
+"""Of FFmpeg, for URLs."""
+
+_STALLED = "nothing came for {:g} s"
 
 EXACT_DURATION = {
     *("mov", "mp4", "matroska", "webm", "avi", "flv", "asf", "mxf"),
@@ -74,6 +84,7 @@ class PyAVMedia:
         gpu = surfaces if hardware and want_video else None
         self._container = _open(source, name, gpu)
         try:
+            self._live = is_url(source) and _is_endless(self._container)
             self._choose(name, want_video, threads if gpu is None else 1)
             if gpu is not None and self._has_odd_size() and _rewind(source):
                 self._refused("odd size")  # what NVDEC makes of it cannot be taken over whole
@@ -102,6 +113,8 @@ class PyAVMedia:
         video: Any = best if best in pictures else next(iter(pictures), None)
         audio: Any = streams.best("audio") or next(iter(streams.audio), None)
         self.info = MediaInfo(name, has_video=video is not None, has_audio=audio is not None)
+        if self._live:
+            self.info.lag = LIVE_LAG
         self._start = (self._container.start_time or 0) / av.time_base
         self._continuity = Continuity()
         for kind, stream in (("video", video), ("audio", audio)):
@@ -120,7 +133,8 @@ class PyAVMedia:
         self.video_start = 0.0 if first is None else max(0.0, float(first * video.time_base) - self._start)
         if self._video is not None:
             self._video.codec_context.thread_count = threads
-            self._video.thread_type = "AUTO" if threads > 1 else "SLICE"
+            # With a picture for each thread, one comes out only when as many more have come in: too late for live ones.
+            self._video.thread_type = "AUTO" if threads > 1 and not self._live else "SLICE"
 
     def _has_odd_size(self) -> bool:
         codec = None if self._video is None else self._video.codec_context
@@ -140,7 +154,11 @@ class PyAVMedia:
                 for frame in frames:
                     yield from self._sound(frame) if isinstance(frame, av.AudioFrame) else self._picture(frame)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise MediaError(name, f"stops being readable after {self._end():.2f} s ({_reason(error)})") from error
+            # To FFmpeg this is how an HTTP stream of no stated length ends, be it meant or not.
+            if not (self._live and isinstance(error, OSError) and error.errno == errno.EIO and self._end() > 0):
+                reason = _reason(error, READ_TIMEOUT)
+                raise MediaError(name, f"stops being readable after {self._end():.2f} s ({reason})") from error
+            self.info.warnings.append("the connection was closed")
         yield from self._mix(None)
         yield from self._track.flush()
         self.info.duration = self._end()
@@ -156,14 +174,17 @@ class PyAVMedia:
     def _packets(self) -> Iterator[av.Packet[Any]]:
         """Packets of the chosen streams, then one without data for each stream."""
         streams = [s for s in (self._video, self._audio) if s is not None]
-        late = False
+        late, began = False, time.monotonic()
         while streams:
             try:
                 for packet in self._container.demux(streams):
+                    if self._live and not packet.size and time.monotonic() - began >= READ_TIMEOUT:
+                        raise TimeoutError(_STALLED.format(READ_TIMEOUT))  # which FFmpeg's HLS takes for the end
                     if packet.pts is not None and packet.time_base is not None:
                         end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - self._start
                         self._demuxed = max(self._demuxed, end)
                     yield packet
+                    began = time.monotonic()
             except IndexError:
                 # PyAV trips over streams that begin after the header was read; reading goes on behind that packet.
                 if not late:
@@ -260,13 +281,26 @@ class PyAVMedia:
 
 def _open(source: str | Reader, name: str, gpu: torch.device | None) -> InputContainer:
     """A container whose video is decoded on a GPU as far as it can be, or on the CPU."""
-    timeout = (OPEN_TIMEOUT, READ_TIMEOUT) if is_url(source) else None
+    network: dict[str, Any] = {}
+    if is_url(source):
+        interrupt.prepare()
+        network = {"timeout": (OPEN_TIMEOUT, READ_TIMEOUT), "container_options": NETWORK_OPTIONS}
     try:
         with nullcontext() if gpu is None else nvdec.primary_context(gpu):
             accelerator = None if gpu is None else nvdec.hwaccel(gpu)
-            return av.open(source, mode="r", timeout=timeout, metadata_errors="replace", hwaccel=accelerator)
+            opened: InputContainer = av.open(
+                source, mode="r", metadata_errors="replace", hwaccel=accelerator, **network
+            )
+            return opened
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(name, f"cannot be read as media ({_reason(error)})") from error
+        raise MediaError(name, f"cannot be read as media ({_reason(error, OPEN_TIMEOUT)})") from error
+
+
+def _is_endless(container: InputContainer) -> bool:
+    """Whether what comes over the network comes as it happens: it has no end yet, or is from a camera."""
+    kind = container.format.name
+    # What has a size and no duration is a file, but for lists of segments: that is the list's size.
+    return kind == "rtsp" or (container.duration is None and (container.size <= 0 or kind in ("hls", "dash")))
 
 
 def _rewind(source: str | Reader) -> bool:
@@ -276,6 +310,8 @@ def _rewind(source: str | Reader) -> bool:
     return not isinstance(source, Reader) or hasattr(source, "seek")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, patience: float) -> str:
+    if isinstance(error, av.error.ExitError):  # the only exit that somebody waits for is that after a timeout
+        return _STALLED.format(patience)
     text = getattr(error, "strerror", None) or str(error)
     return text if text else type(error).__name__

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import stat
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +15,32 @@ from merfast.errors import MediaError
 from merfast.types import Clip
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Clip
-"""What can be predicted: a path, a URL that FFmpeg opens, a file's content, an open binary file, or decoded arrays."""
+"""What can be predicted: a path, a URL that FFmpeg opens, a file's content, an open binary file, or decoded arrays; for
+timelines a camera or microphone, too (see `Device`)."""
+
+_MICROPHONE = re.compile(r"(?:(?P<camera>.+)\+)?(?P<format>alsa|oss|pulse):(?P<name>.+)", re.DOTALL)
+_VIDEO4LINUX = 81  # major number of its devices
+
+
+@dataclass(frozen=True)
+class Device:
+    """A camera, a microphone, or both, as a string names them.
+
+    A camera is a video device (`/dev/video0`, or a link to it), or `camera:0` by its number. A microphone is a kind of
+    sound system as FFmpeg calls it, a colon, and the name of the device there: `alsa:hw:0`, `pulse:default`,
+    `oss:/dev/dsp`. Both together are joined by a plus: `/dev/video0+alsa:hw:0`.
+
+    A webcam's own microphone is another device to the system, and which of several is meant cannot be told; nor is
+    sound recorded unasked. So it has to be named, and in the same string, as that is what a command line and lists of
+    sources can hold; a plus needs no quotes in a shell. A file whose name looks like this is read as `./alsa:x`.
+
+    Attributes:
+        camera: path, or a number where cameras have no paths.
+        microphone: kind of sound system, and name of the device there.
+    """
+
+    camera: str | int | None
+    microphone: tuple[str, str] | None
 
 
 def source_name(source: Source, index: int = 0) -> str:
@@ -34,8 +63,8 @@ def is_file_object(source: object) -> bool:
     return hasattr(source, "read") and not isinstance(source, os.PathLike)
 
 
-def check_source(source: Any, name: str) -> str | Reader:
-    """The source as a URL, an absolute path, or a guarded file object.
+def check_source(source: Any, name: str) -> str | Reader | Device:
+    """The source as a URL, an absolute path, a device, or a guarded file object.
 
     Raises:
         MediaError: it does not exist, is empty, or is of a kind that cannot be read.
@@ -47,13 +76,57 @@ def check_source(source: Any, name: str) -> str | Reader:
     if is_url(source):
         return str(source)
     if isinstance(source, (str, os.PathLike)):
-        return _check_path(os.fspath(source), name)
+        device = _device(os.fspath(source), name)
+        return device if device is not None else _check_path(os.fspath(source), name)
     if isinstance(source, io.TextIOBase):
         raise MediaError(name, "is open as text, expected binary mode ('rb')")
     if is_file_object(source):
         return Reader(source, name)
     kind = type(source).__name__
     raise MediaError(name, f"got {kind}, expected a path, URL, bytes, binary file or Clip.from_arrays(...)")
+
+
+def _device(text: str, name: str) -> Device | None:
+    """What a string names, if that is a device.
+
+    Raises:
+        MediaError: there is no such camera, or it cannot be opened.
+    """
+    found = _MICROPHONE.fullmatch(text)
+    microphone = (found["format"], found["name"]) if found else None
+    which = found["camera"] if found else text
+    camera: str | int | None = None
+    if which is not None:
+        number = re.fullmatch(r"camera:([0-9]{1,3})", which)
+        linux = sys.platform == "linux"
+        camera = which if number is None else f"/dev/video{number[1]}" if linux else int(number[1])
+        if number is None and not is_camera(which):
+            if microphone is not None:
+                raise MediaError(name, f"{which!r} is no camera, expected one like /dev/video0 before the '+'")
+            return None
+        _check_camera(camera, name)
+    return Device(camera, microphone)
+
+
+def is_camera(path: str) -> bool:
+    """Whether a path is a video device, or would be one if it were there."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return re.match(r"/dev/(video[0-9]|v4l/)", path) is not None
+    return stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) == _VIDEO4LINUX
+
+
+def _check_camera(camera: str | int, name: str) -> None:
+    if isinstance(camera, int):
+        return
+    try:
+        os.close(os.open(camera, os.O_RDWR | os.O_NONBLOCK))
+    except FileNotFoundError:
+        there = ", ".join(sorted(str(path) for path in Path("/dev").glob("video*"))) or "none"
+        raise MediaError(name, f"no such camera (there is {there})") from None
+    except OSError as error:
+        raise MediaError(name, f"the camera cannot be opened ({error.strerror})") from error
 
 
 def _check_path(text: str, name: str) -> str:
