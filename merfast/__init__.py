@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from merfast.errors import (
     BundleError,
     ConfigError,
+    DeadlineError,
     MediaError,
     MerfastError,
+    OverloadedError,
     UnavailableError,
     UntrainedWarning,
+    UsageError,
 )
 from merfast.plan import Plan
 from merfast.types import EMOTIONS, Clip, Failure, Prediction
@@ -30,14 +33,17 @@ __all__ = [
     "BundleError",
     "Clip",
     "ConfigError",
+    "DeadlineError",
     "Engine",
     "Failure",
     "MediaError",
     "MerfastError",
+    "OverloadedError",
     "Plan",
     "Prediction",
     "UnavailableError",
     "UntrainedWarning",
+    "UsageError",
     "__version__",
 ]
 

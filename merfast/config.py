@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from merfast.errors import BundleError, ConfigError
-from merfast.types import EMOTIONS, MODALITIES, SAMPLE_RATE, Modality
+from merfast.types import EMOTIONS, MODALITIES, SAMPLE_RATE, Modality, is_number
 
 FORMAT_VERSION = 1
 STRUCTURES = ("flat", "hierarchical", "guided")
@@ -39,6 +40,9 @@ class EngineConfig:
     faces: str = "main"
     threads: int | None = None
     batch_seconds: float = 64.0
+    max_wait_ms: float = 40.0
+    latency_ms: float = 500.0
+    max_queue: int = 256
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str):
@@ -52,6 +56,11 @@ class EngineConfig:
             if value not in choices:
                 raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
         self._check_devices()
+        for name, value, least in (("max_wait_ms", self.max_wait_ms, 0), ("latency_ms", self.latency_ms, 1)):
+            if not is_number(value) or not least <= value < math.inf:
+                raise ConfigError(f"{name}: got {value!r}, expected milliseconds from {least} on")
+        if not isinstance(self.max_queue, int) or isinstance(self.max_queue, bool) or self.max_queue < 1:
+            raise ConfigError(f"max_queue: got {self.max_queue!r}, expected a whole number above 0")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads: got {self.threads}, expected at least 1")
         if not self.batch_seconds > 0:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NoReturn, overload
 
-import numpy as np
-
 from merfast import bundle as bundles
+from merfast.arguments import check_process, checked, joined
 from merfast.config import EngineConfig
-from merfast.errors import ConfigError, UnavailableError, UntrainedWarning
-from merfast.media.source import Source, is_file_object
+from merfast.errors import ConfigError, MerfastError, UntrainedWarning
+from merfast.media.source import Source, source_name
 from merfast.media.windows import WindowSpec
 from merfast.parallel import Crew
 from merfast.plan import Plan, make_plan
-from merfast.types import Failure, Prediction
+from merfast.scheduler import Scheduler
+from merfast.session import Session, check_options
+from merfast.smoothing import Smoother
+from merfast.submitted import Request
+from merfast.types import Failure, Prediction, is_number
 from merfast.worker import Worker
 
 
@@ -48,6 +55,12 @@ class Engine:
         threads: CPU threads for decoding, for kernels and for compiled encoders; None leaves it to the number of cores.
             Encoders that run in torch follow `torch.set_num_threads`, which is the caller's to set.
         batch_seconds: how many seconds of media go through the model at a time, at most (but one window at least).
+        max_wait_ms: how long what is submitted or pushed waits for more to share a pass with, if more is on its way.
+        latency_ms: aimed at for live windows, from their end to their result: one that would take longer is refused,
+            see `session`.
+        max_queue: requests of `submit` that may wait; more are refused.
+
+    As a context manager it is closed at the end.
 
     Raises:
         ConfigError: an option has a value that does not exist.
@@ -72,12 +85,15 @@ class Engine:
         faces: str = "main",
         threads: int | None = None,
         batch_seconds: float = 64.0,
+        max_wait_ms: float = 40.0,
+        latency_ms: float = 500.0,
+        max_queue: int = 256,
     ) -> None:
         for name, value in (("bundle", bundle), ("detector_model", detector_model)):
             if not isinstance(value, (str, os.PathLike, type(None))):
                 raise ConfigError(f"{name}: got {type(value).__name__}, expected a path")
         self.config = EngineConfig(
-            device=_joined(device),
+            device=joined(device),
             precision=precision,
             runtime=runtime,
             decoder=decoder,
@@ -87,14 +103,19 @@ class Engine:
             faces=faces,
             threads=threads,
             batch_seconds=batch_seconds,
+            max_wait_ms=max_wait_ms,
+            latency_ms=latency_ms,
+            max_queue=max_queue,
         )
-        _check_process()
+        check_process()
         root = bundles.directory(bundle)
         described = bundles.read_config(root)
         many = threads or len(os.sched_getaffinity(0))
         devices = self.config.devices
         self._workers = [Worker(root, described, replace(self.config, device=name), many) for name in devices]
         self._crew = Crew(self._workers, 2 * many) if len(devices) > 1 else None
+        self._schedulers = [Scheduler(worker, self.config, many) for worker in self._workers]
+        self._finalizer = weakref.finalize(self, _close, self._schedulers)
         self.plan: Plan = make_plan(self.config, described) if self._crew else self._workers[0].plan
         self.bundle: bundles.Bundle = self._workers[0].inference.bundle
         if not described.trained:
@@ -153,16 +174,7 @@ class Engine:
             MediaError: an item cannot be read, or holds neither a face nor sound (with `on_error="raise"`; the first
                 error met is raised, which need not be that of the first item).
         """
-        single = isinstance(items, (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray)) or is_file_object(
-            items
-        )
-        if single or not isinstance(items, Iterable):
-            raise ConfigError(f"items: got {type(items).__name__}, expected a list, as in predict([item])")
-        _check_process()
-        if on_error not in ("raise", "return"):
-            raise ConfigError(f"on_error: got {on_error!r}, expected 'raise' or 'return'")
-        sources = list(items)
-        _check_distinct(sources)
+        sources = checked(items, on_error)
         longest = self.bundle.config.preprocessing.max_window
         spec, go_on, every = WindowSpec(longest, longest), on_error == "return", self._every_face(faces)
         if self._crew is not None:
@@ -180,16 +192,174 @@ class Engine:
                     progress(len(results))
         return results
 
+    def submit(
+        self,
+        item: Source,
+        *,
+        faces: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        source: Hashable = None,
+    ) -> Future[Prediction]:
+        """Predict one item in the engine's threads; its windows share passes with those of all other callers.
+
+        Args:
+            item: as for `predict`.
+            faces: "main" or "all", instead of the engine's own.
+            priority: of requests and live streams, those with a higher one go first.
+            deadline: seconds from now. An item whose turn comes later fails; one that cannot be done by then, to judge
+                by the others, is refused at once.
+            source: whom this is for; sources have equal shares, however much each asks for.
+
+        Returns:
+            The future of its `Prediction`. It can be cancelled until the model begins with it.
+
+        Raises:
+            ConfigError: an option is out of range.
+            OverloadedError: `max_queue` requests wait, or it would not be done in time.
+            UsageError: the engine is draining or closed.
+
+        Errors of the future are those of `predict`, and `DeadlineError`.
+        """
+        check_process()
+        if deadline is not None and (not is_number(deadline) or not 0 < deadline < math.inf):
+            raise ConfigError(f"deadline: got {deadline!r}, expected seconds above 0")
+        if not isinstance(priority, int) or isinstance(priority, bool):
+            raise ConfigError(f"priority: got {priority!r}, expected a whole number")
+        longest = self.bundle.config.preprocessing.max_window
+        scheduler = self._least_busy()
+        reader = scheduler.reader(item, WindowSpec(longest, longest), every_face=self._every_face(faces))
+        request = Request(scheduler, reader, source=source, priority=priority, deadline=deadline, owner=self)
+        return request.future
+
+    async def predict_async(
+        self,
+        items: Iterable[Source],
+        *,
+        on_error: Literal["raise", "return"] = "raise",
+        faces: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> list[Prediction | Failure]:
+        """`predict` for event loops, which can be cancelled: as many items are submitted at a time as the engine reads.
+
+        Args:
+            items, on_error, faces: as for `predict`.
+            priority, deadline: as for `submit`; the deadline is that of each item.
+
+        Raises:
+            MerfastError: as `predict` and `submit`.
+        """
+        sources = checked(items, on_error)
+        self._every_face(faces)
+        room, call = asyncio.Semaphore(sum(w.ahead for w in self._workers)), object()
+
+        async def one(source: Source, place: int) -> Prediction | Failure:
+            async with room:
+                try:
+                    future = self.submit(source, faces=faces, priority=priority, deadline=deadline, source=call)
+                    return await asyncio.wrap_future(future)
+                except MerfastError as error:
+                    if on_error == "raise":
+                        raise
+                    return Failure(source_name(source, place), error)
+
+        tasks = [asyncio.ensure_future(one(source, i)) for i, source in enumerate(sources)]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def session(
+        self,
+        *,
+        window: float = 4.0,
+        hop: float = 1.0,
+        faces: str | None = None,
+        smoothing: float | None = None,
+        name: str = "<session>",
+        priority: int = 0,
+        overload: Literal["reject", "wait"] = "reject",
+        on_result: Callable[[Prediction | Failure], object] | None = None,
+    ) -> Session:
+        """A live stream whose sound and pictures the caller pushes.
+
+        Args:
+            window, hop, faces, smoothing: as for `timeline`.
+            name: what messages and predictions call the stream.
+            priority: as for `submit`.
+            overload: "reject" refuses a window that could not be predicted within `latency_ms` after its end, and then
+                those of the same stream until there is room for it again; "wait" has pushing wait instead, for what
+                can be held back, as a file or a pipe.
+            on_result: called with each result in a thread of the engine's, which it must not hold up.
+
+        Raises:
+            ConfigError: an option is out of range.
+            UsageError: the engine is draining or closed.
+        """
+        check_process()
+        check_options(name=name, overload=overload, on_result=on_result, priority=priority)
+        if smoothing is not None:
+            Smoother(smoothing)
+        scheduler = self._least_busy()
+        scheduler.warm_up()
+        return Session(
+            scheduler,
+            name,
+            self._spec(window, hop),
+            every_face=self._every_face(faces),
+            smoothing=smoothing,
+            priority=priority,
+            latency=self.config.latency_ms / 1000 if overload == "reject" else None,
+            on_result=on_result,
+            owner=self,
+        )
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Accept no more requests and streams, end the live streams, and wait until all that was accepted is done.
+
+        Args:
+            timeout: seconds; None waits for ever.
+
+        Returns:
+            Whether all is done.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        done = [scheduler.drain(deadline) for scheduler in self._schedulers]
+        return all(done)
+
+    def close(self) -> None:
+        """Drop what was submitted or pushed and is not predicted yet, and end the threads for it; `drain` first to have
+        it done. `predict` and `timeline` go on working. Safe to call twice."""
+        self._finalizer()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def timeline(
-        self, item: Source, *, window: float = 4.0, hop: float = 1.0, faces: str | None = None
+        self,
+        item: Source,
+        *,
+        window: float = 4.0,
+        hop: float = 1.0,
+        faces: str | None = None,
+        smoothing: float | None = None,
     ) -> Iterator[Prediction]:
         """Predict windows of one item, lazily and in order; memory does not grow with its length.
+
+        Nothing looks beyond a window's end, so that a live source's windows come at once, and are those of a recording.
+        Each face crop is encoded once, however many windows share it.
 
         Args:
             item: as for `predict`.
             window: length of a window in seconds, up to the bundle's longest.
             hop: seconds from one window's start to the next.
             faces: "main" or "all", instead of the engine's own.
+            smoothing: seconds, the time constant of an exponential average over the predictions so far; None for none.
 
         Returns:
             An iterator of predictions with `start` and `end`. The last window ends with the media. A window with
@@ -197,48 +367,43 @@ class Engine:
             the iterator stops the reading.
 
         Raises:
-            ConfigError: window or hop is out of range.
+            ConfigError: window, hop or smoothing is out of range.
             MediaError: the item cannot be read (on iteration).
         """
-        _check_process()
+        check_process()
+        smoother = None if smoothing is None else Smoother(smoothing)
+        spec, every = self._spec(window, hop), self._every_face(faces)
+        if self._crew is not None:
+            predictions = self._crew.timeline(item, spec, every_face=every)
+        else:
+            (worker,) = self._workers
+            predictions = worker.timeline(*worker.readers([item], spec, every_face=every))
+        return predictions if smoother is None else _smoothed(predictions, smoother)
+
+    def _spec(self, window: float, hop: float) -> WindowSpec:
         longest = self.bundle.config.preprocessing.max_window
         if not isinstance(window, (int, float)) or not 0 < window <= longest:
             raise ConfigError(f"window: got {window!r}, expected seconds above 0 and up to the bundle's {longest:g}")
         if not isinstance(hop, (int, float)) or not 0 < hop < math.inf:
             raise ConfigError(f"hop: got {hop!r}, expected seconds above 0")
-        spec, every = WindowSpec(window, hop), self._every_face(faces)
-        if self._crew is not None:
-            return self._crew.timeline(item, spec, every_face=every)
-        (worker,) = self._workers
-        return worker.timeline(*worker.readers([item], spec, every_face=every))
+        return WindowSpec(window, hop)
+
+    def _least_busy(self) -> Scheduler:
+        return min(self._schedulers, key=lambda scheduler: scheduler.waiting)
 
     def _every_face(self, faces: str | None) -> bool:
         return (self.config if faces is None else replace(self.config, faces=faces)).faces == "all"
 
 
-def _joined(device: str | Sequence[str]) -> str:
-    """Several devices in one string, as on the command line; what is neither is left to the config to refuse."""
-    several = isinstance(device, (list, tuple)) and all(isinstance(name, str) for name in device)
-    return ",".join(device) if several else device  # type: ignore[return-value]
+def _smoothed(predictions: Iterator[Prediction], smoother: Smoother) -> Iterator[Prediction]:
+    try:
+        for prediction in predictions:
+            yield smoother.apply(prediction)
+    finally:
+        if isinstance(predictions, Generator):
+            predictions.close()
 
 
-_process: int | None = None
-
-
-def _check_process() -> None:
-    """torch's thread pools do not survive a fork: what needs them would wait for ever."""
-    global _process
-    _process = _process or os.getpid()
-    if _process != os.getpid():
-        raise UnavailableError(
-            "this process was forked from one with an Engine, where torch's threads hang: start processes with "
-            "multiprocessing's 'spawn' or 'forkserver' method, and make an Engine in each"
-        )
-
-
-def _check_distinct(sources: Sequence[Source]) -> None:
-    seen: dict[int, int] = {}
-    for i, source in enumerate(sources):
-        first = seen.setdefault(id(source), i) if is_file_object(source) else i
-        if first != i:
-            raise ConfigError(f"items: {i} is the same open file as {first}, expected each to be read once")
+def _close(schedulers: Sequence[Scheduler]) -> None:
+    for scheduler in schedulers:
+        scheduler.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from merfast.config import BundleConfig, EngineConfig
 from merfast.inference import Inference
-from merfast.media.faces import make_detector
+from merfast.media.faces import Detector, DetectorEach, make_detector
 from merfast.media.source import Source, source_name
 from merfast.media.windows import WindowSpec
 from merfast.passes import predict_items, predict_timeline
@@ -31,6 +31,7 @@ class Worker:
     Attributes:
         plan: what runs each step.
         ahead: items that it reads at a time.
+        detector: for pictures on the CPU, shared by all live streams; None where faces are not looked for.
         inference: the model on the device.
 
     Raises:
@@ -40,9 +41,11 @@ class Worker:
 
     def __init__(self, root: Path, described: BundleConfig, config: EngineConfig, threads: int) -> None:
         self.plan = make_plan(config, described)
+        self.detector: Detector | None = None
         if (detector := self.plan.choice("faces")) != "none":
             # A bad file is refused here, not later.
             make_detector(detector.removesuffix("-torch"), self.plan.detector_model)
+            self.detector = DetectorEach(detector.removesuffix("-torch"), self.plan.detector_model)
         self._threads = threads
         self.ahead = items_ahead(self.plan, threads)
         warm_up(self.plan, described)

@@ -15,15 +15,18 @@ def test_public_names() -> None:
         "BundleError",
         "Clip",
         "ConfigError",
+        "DeadlineError",
         "EMOTIONS",
         "Engine",
         "Failure",
         "MediaError",
         "MerfastError",
+        "OverloadedError",
         "Plan",
         "Prediction",
         "UnavailableError",
         "UntrainedWarning",
+        "UsageError",
         "__version__",
     ]
     assert all(hasattr(merfast, name) for name in merfast.__all__)
@@ -40,6 +43,6 @@ def test_import_brings_no_heavy_library() -> None:
 
 
 def test_errors_share_a_base() -> None:
-    for name in ("BundleError", "ConfigError", "MediaError", "UnavailableError"):
+    for name in ("BundleError", "ConfigError", "DeadlineError", "MediaError", "OverloadedError", "UsageError"):
         assert issubclass(getattr(merfast, name), merfast.MerfastError)
     assert issubclass(merfast.ConfigError, ValueError)

@@ -7,6 +7,7 @@ cropped. YuNet's tighter rectangle is brought to it by a factor measured on real
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -127,6 +128,24 @@ class Haar:
         order = np.argsort(np.asarray(counts).reshape(-1))[::-1]
         boxes = [Box(x + w / 2, y + h / 2, float(w)) for x, y, w, h in np.asarray(found).reshape(-1, 4)[order]]
         return [b for i, b in enumerate(boxes) if all(b.overlap(kept) < _YUNET_OVERLAP for kept in boxes[:i])]
+
+
+class DetectorEach:
+    """A detector that many threads may share: each has one of its own, made when it first looks.
+
+    Args:
+        kind, model: as for `make_detector`.
+    """
+
+    def __init__(self, kind: str, model: Path | None) -> None:
+        self._kind, self._model = kind, model
+        self._own = threading.local()
+
+    def detect(self, image: ByteArray) -> list[Box]:
+        detector: Detector | None = getattr(self._own, "detector", None)
+        if detector is None:
+            detector = self._own.detector = make_detector(self._kind, self._model)
+        return detector.detect(image)
 
 
 def make_detector(kind: str, model: Path | None) -> Detector:
