@@ -13,10 +13,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from merfast import __version__
+from merfast.cli_bench import add_bench
 from merfast.cli_bundle import add_bundle, add_compile, add_info
+from merfast.cli_live import add_live
 from merfast.cli_profile import add_profile
 from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
 
@@ -122,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     add_bundle(commands)
     add_compile(commands)
     add_profile(commands, engine, _engine)
+    add_live(commands, engine, _engine)
+    add_bench(commands, engine, _engine)
 
     plan = commands.add_parser("plan", parents=[engine], help="show which implementation runs each step, and why")
     plan.set_defaults(run=_plan)
@@ -165,10 +169,10 @@ def _engine_options() -> argparse.ArgumentParser:
     return parser
 
 
-def _engine(options: argparse.Namespace) -> Engine:
+def _engine(options: argparse.Namespace, **more: Any) -> Engine:
     from merfast.engine import Engine
 
-    return Engine(options.bundle, **{name: getattr(options, name) for name in _ENGINE_OPTIONS})
+    return Engine(options.bundle, **{name: getattr(options, name) for name in _ENGINE_OPTIONS}, **more)
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -19,9 +19,9 @@ from merfast.types import EMOTIONS, Failure, Prediction
 PIPE_WIDTH = 120
 """Columns where the output is not a terminal and `COLUMNS` does not say."""
 
-_COLOURS = dict(zip(EMOTIONS, ("white", "red", "yellow", "blue", "magenta", "cyan"), strict=True))
-_SPOKEN = {"audio": "voice", "video": "face"}
-_LYING, _STANDING = " ▏▎▍▌▋▊▉█", " ▁▂▃▄▅▆▇█"
+COLOURS = dict(zip(EMOTIONS, ("white", "red", "yellow", "blue", "magenta", "cyan"), strict=True))
+SPOKEN = {"audio": "voice", "video": "face"}
+LYING, STANDING = " ▏▎▍▌▋▊▉█", " ▁▂▃▄▅▆▇█"
 _EMOTION, _PERCENT, _VALENCE, _FACE, _VOICE = 8, 2, 7, 4, 5  # widths of columns
 _TIMELINE_SPAN = 13  # width of 1000.0-1004.0
 _INDENT = "  "
@@ -97,7 +97,7 @@ class PredictionTable:
 
     def __init__(self, console: Console, layout: Layout, *, heading: bool) -> None:
         self._console, self._layout, self._heading = console, layout, heading
-        self._unicode = _unicode(console)
+        self._unicode = writes_blocks(console)
         self._started = False
         self._source: str | None = None
         self._note = ""
@@ -136,9 +136,7 @@ class PredictionTable:
         at = self._layout
         cells = [Text(_shortened(name, at.source, self._unicode))] if at.source else []
         cells.append(Text(f"{span_text(p):<{at.span}}"))
-        cells.append(
-            Text(f"{p.emotion or _NOTHING:<{_EMOTION}}", f"bold {_COLOURS[p.emotion]}" if p.emotion else "dim")
-        )
+        cells.append(Text(f"{p.emotion or _NOTHING:<{_EMOTION}}", f"bold {COLOURS[p.emotion]}" if p.emotion else "dim"))
         cells.append(Text(" ").join(self._cells(p)))
         known = math.isfinite(p.valence)
         tone = ("green" if p.valence > 0 else "red") if known else "dim"
@@ -167,10 +165,10 @@ class PredictionTable:
             percent = min(99, round(100 * float(probability)))  # two digits, certainty included
             number = Text(f"{percent:{_PERCENT}}", "bold" if emotion == p.emotion else "dim")
             if at.bar == 1:
-                bar = Text(_STANDING[math.ceil(8 * float(probability) - 0.5)], _COLOURS[emotion])
+                bar = Text(STANDING[math.ceil(8 * float(probability) - 0.5)], COLOURS[emotion])
                 cell = bar + number
             elif at.bar:
-                cell = number.append(" ").append(_lying_bar(float(probability), at.bar), _COLOURS[emotion])
+                cell = number.append(" ").append(lying_bar(float(probability), at.bar), COLOURS[emotion])
             else:
                 cell = number
             cell.pad_right(at.cell - cell.cell_len)
@@ -209,14 +207,14 @@ def results_table(
         console.width,
         longest=max(cell_len(printable(name)) for name in names),
         span=max([len("seconds"), *(len(span_text(p)) for p in rows)]),
-        bars=_unicode(console),
+        bars=writes_blocks(console),
     )
     return PredictionTable(console, layout, heading=False)
 
 
 def timeline_table(console: Console) -> PredictionTable:
     """A table for windows that are still to come: the source is named above them."""
-    layout = fit(console.width, longest=0, span=_TIMELINE_SPAN, bars=_unicode(console))
+    layout = fit(console.width, longest=0, span=_TIMELINE_SPAN, bars=writes_blocks(console))
     return PredictionTable(console, layout, heading=True)
 
 
@@ -237,17 +235,18 @@ def _notes(p: Prediction, *, used_shown: bool) -> Iterator[str]:
     if p.windows:
         yield f"average of {len(p.windows)} windows"
     for modality, reason in p.missing.items():
-        yield f"{_SPOKEN[modality]}: {printable(reason)}"
+        yield f"{SPOKEN[modality]}: {printable(reason)}"
     if not used_shown and "video" in p.modalities and p.face_coverage < 1:
         yield f"face in {p.face_coverage:.0%}"
     for warning in p.warnings:
         yield f"warning: {printable(warning)}"
 
 
-def _lying_bar(part: float, width: int) -> str:
+def lying_bar(part: float, width: int) -> str:
+    """A bar of `width` characters, filled in part (0 to 1)."""
     eighths = round(part * width * 8)
     full, rest = divmod(eighths, 8)
-    return (_LYING[8] * full + (_LYING[rest] if rest else "")).ljust(width)
+    return (LYING[8] * full + (LYING[rest] if rest else "")).ljust(width)
 
 
 def _shortened(name: str, width: int, ellipsis_fits: bool) -> str:
@@ -260,5 +259,6 @@ def _shortened(name: str, width: int, ellipsis_fits: bool) -> str:
     return name + " " * (width - cell_len(name))
 
 
-def _unicode(console: Console) -> bool:
+def writes_blocks(console: Console) -> bool:
+    """Whether the output can hold block characters."""
     return console.encoding.lower().replace("-", "").startswith("utf")

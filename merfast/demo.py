@@ -34,25 +34,28 @@ _BANDWIDTHS = np.array([80.0, 100.0, 140.0])
 _SYLLABLE = 0.21  # seconds
 
 
-def make_clip(path: str | Path, seconds: float = 4.0) -> Path:
+def make_clip(path: str | Path, seconds: float = 4.0, *, width: int = WIDTH) -> Path:
     """Write the demo clip: MP4, 480 x 360 at 25 frames a second, H.264 (MPEG-4 where FFmpeg has no x264) and AAC.
 
     Args:
         path: the file to write; one that is there is replaced.
         seconds: its duration, from 0.2 to 600.
+        width: of the picture in pixels, even; more of it shows more of what is beside the face.
 
     Returns:
         The path.
 
     Raises:
-        ConfigError: `seconds` out of range, or the file cannot be written.
+        ConfigError: `seconds` or `width` out of range, or the file cannot be written.
         UnavailableError: matplotlib, which brings the portrait, is not installed.
     """
     if not 0.2 <= seconds <= 600.0:
         raise ConfigError(f"seconds: got {seconds}, expected 0.2 to 600")
+    if not 64 <= width <= 4096 or width % 2:
+        raise ConfigError(f"width: got {width}, expected an even number from 64 to 4096")
     image = portrait()
     try:
-        _write(Path(path), _pictures(image, seconds), babble(seconds))
+        _write(Path(path), _pictures(image, seconds, width), babble(seconds), width)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
     return Path(path)
@@ -113,22 +116,22 @@ def portrait() -> ByteArray:
     raise UnavailableError(f"the demo's portrait comes with matplotlib, but {why}: pip install 'merfast[demo]'")
 
 
-def _pictures(image: ByteArray, seconds: float) -> Iterator[ByteArray]:
-    """The frames `[HEIGHT, WIDTH, 3]`: the portrait through a camera that drifts and zooms."""
+def _pictures(image: ByteArray, seconds: float, width: int) -> Iterator[ByteArray]:
+    """The frames `[HEIGHT, width, 3]`: the portrait through a camera that drifts and zooms."""
     for i in range(max(1, round(seconds * FPS))):
         time = i / FPS
         zoom = WIDTH / (430 + 30 * math.cos(2 * math.pi * 0.11 * time))
         x = _FACE[0] + 9 * math.sin(2 * math.pi * 0.21 * time)
         y = _FACE[1] + 7 * math.sin(2 * math.pi * 0.34 * time)
-        motion = np.array([[zoom, 0.0, WIDTH / 2 - zoom * x], [0.0, zoom, HEIGHT / 2 - zoom * y]])
-        yield np.asarray(cv2.warpAffine(image, motion, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REPLICATE), np.uint8)
+        motion = np.array([[zoom, 0.0, width / 2 - zoom * x], [0.0, zoom, HEIGHT / 2 - zoom * y]])
+        yield np.asarray(cv2.warpAffine(image, motion, (width, HEIGHT), borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
-def _write(path: Path, pictures: Iterator[ByteArray], sound: FloatArray) -> None:
+def _write(path: Path, pictures: Iterator[ByteArray], sound: FloatArray, width: int) -> None:
     h264 = "libx264" in av.codecs_available
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         video = container.add_stream("libx264" if h264 else "mpeg4", rate=FPS)
-        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        video.width, video.height, video.pix_fmt = width, HEIGHT, "yuv420p"
         if h264:
             video.options = {"crf": "23", "preset": "veryfast"}
         else:
