@@ -54,25 +54,39 @@ def faces_of(data: Path | None) -> list[ByteArray]:
 
 
 def write_videos(
-    folder: Path, shapes: Sequence[tuple[int, int, float]], data: Path | None = None, seed: int = 0
+    folder: Path,
+    shapes: Sequence[tuple[int, int, float]],
+    data: Path | None = None,
+    seed: int = 0,
+    *,
+    keyframes: int | None = None,
 ) -> list[Path]:
     """Write a clip of each shape (width, height, seconds), unless it is there; no two have the same content.
+
+    Args:
+        folder: where to.
+        shapes: of the clips.
+        data: folder of real clips, whose faces are shown.
+        seed: of the first clip; each has its own.
+        keyframes: frames from one keyframe to the next, exactly; None leaves it to the encoder.
 
     Raises:
         UnavailableError: as `faces_of`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    faces, sound = faces_of(data), babble(30.0, RATE)
+    longest = max((seconds for _, _, seconds in shapes), default=0.0)
+    faces, sound = faces_of(data), babble(max(30.0, 1.5 * longest), RATE)
 
     def write(i: int) -> Path:
         width, height, seconds = shapes[i]
-        path = folder / f"{seed + i:04d}-{width}x{height}-{seconds:g}s.mp4"
+        suffix = f"-k{keyframes}" if keyframes else ""
+        path = folder / f"{seed + i:04d}-{width}x{height}-{seconds:g}s{suffix}.mp4"
         if not path.exists():
             random = np.random.default_rng(seed + i)
             part = path.with_name(f".{path.name}")
             picture = _lit(faces[i % len(faces)], random)
             voice = _voice(sound, seconds, random)
-            _encode(part, _pictures(picture, (width, height), seconds, random), voice, (width, height))
+            _encode(part, _pictures(picture, (width, height), seconds, random), voice, (width, height), keyframes)
             part.replace(path)
         return path
 
@@ -127,9 +141,18 @@ def _pictures(
         yield np.clip(picture + grain[i % len(grain)], 0, 255).astype(np.uint8)
 
 
-def _encode(path: Path, pictures: Iterator[ByteArray], sound: FloatArray, size: tuple[int, int]) -> None:
+def _encode(
+    path: Path,
+    pictures: Iterator[ByteArray],
+    sound: FloatArray,
+    size: tuple[int, int],
+    keyframes: int | None,
+) -> None:
+    options = {"crf": "23", "preset": "veryfast"}
+    if keyframes:
+        options["x264-params"] = f"keyint={keyframes}:min-keyint={keyframes}:scenecut=0"
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        video = container.add_stream("libx264", rate=FPS, options={"crf": "23", "preset": "veryfast"})
+        video = container.add_stream("libx264", rate=FPS, options=options)
         video.width, video.height = size
         video.pix_fmt, video.codec_context.thread_count = "yuv420p", 2
         audio = container.add_stream("aac", rate=RATE, layout="mono")
