@@ -5,11 +5,13 @@
 Most of the streams connect for a random time, and stall, jump, send damaged packets, NaN and pictures of another size
 (`live_chaos.py`). Beside each a ledger says which windows it must get (`live_ledger.py`). Two pairs of control streams
 run all the time and behave: they must get every window, and the streams of a pair, which play the same, the same
-results. Memory, threads and open files are looked at every 10 s, and at the end, when all streams have gone.
+results. Memory, threads and open files are looked at every 10 s, and at the end, when all streams have gone; Python's
+garbage is collected before, as streams and who listens to them refer to each other.
 """
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import tempfile
@@ -281,6 +283,8 @@ def soak(
         What was seen, and looks at the process, the last one after all streams have gone.
     """
     tally, gpu = Tally(), Gpu("cpu")
+    gc.collect()
+    gc.freeze()  # so that collecting what streams leave behind does not take long
     began = Player.clock() + 0.5
     until = began + seconds
     # With a fraction of a hop between them, so that the pair's windows do not end together.
@@ -300,6 +304,7 @@ def soak(
     following = began
     while (now := Player.clock()) < until:
         if now >= following:
+            gc.collect()
             looks.append({"seconds": now - began, **footprint("cpu", gpu)})
             following += every
             _check_overdue(controls, tally)
@@ -319,6 +324,8 @@ def soak(
             tally.add({"control late frames": late}, [])
     del control, controls
     time.sleep(1.0)
+    gc.unfreeze()
+    gc.collect()
     looks.append({"seconds": Player.clock() - began, **footprint("cpu", gpu)})
     if not tally.control["difference"] <= SAME:
         tally.add({}, [f"control streams that play the same differ by {tally.control['difference']:.1e}"])

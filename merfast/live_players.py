@@ -7,7 +7,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -259,3 +259,6 @@ class Player:
                 self._push(event)
         except Exception as error:
             self.error = error
+        finally:
+            if isinstance(self._events, Generator):
+                self._events.close()  # and with it the file

@@ -30,7 +30,7 @@ from merfast.worker import Worker
 log = logging.getLogger("merfast")
 
 _WARM_SECONDS, _WARM_WINDOWS, _WARM_PATIENCE = 4.0, (1, 2, 3, 4), 30.0
-_MOST_SECONDS = 24.0  # of media that share a pass: more gains little, and makes all of them wait for it
+_MOST_SECONDS = 24.0  # of media that share a pass on the CPU: more gains little, and makes all wait for it
 _SMOOTH = 0.1  # weight of a new measurement
 _FORGET = 0.98  # what is left of an estimate with each refusal, which measures nothing
 
@@ -293,7 +293,8 @@ class Scheduler:
 
     def _next(self, *, wait: bool) -> list[Load] | None:
         """What goes into the next pass; None if there will be no more, or if it may not wait."""
-        most = min(self.worker.inference.pass_seconds, _MOST_SECONDS)
+        inference = self.worker.inference
+        most = inference.pass_seconds if inference.ahead else min(inference.pass_seconds, _MOST_SECONDS)
         gather = self._config.max_wait_ms / 1000
         with span("wait for windows"):
             return self._ready.take(most, wait=wait, gather=gather, more=self._more) or None

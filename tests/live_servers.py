@@ -24,6 +24,9 @@ import av
 GROUP = 10
 """Pictures from one that stands for itself to the next: a stream can be joined there, and cut into segments."""
 
+GONE = (OSError, av.FFmpegError, av.error.PyAVCallbackError)
+"""What a muxer raises when its client has gone."""
+
 
 def transport_stream(clip: Path, out: Path, **options: str) -> Path:
     """A clip as MPEG-TS, with H.264 in groups of `GROUP` pictures and AAC."""
@@ -129,7 +132,7 @@ class _Stream(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")  # else its end is an error to FFmpeg
         self.end_headers()
         # A client that goes away shows as an error of the muxer.
-        with suppress(OSError):
+        with suppress(*GONE):
             out = _Write(self.wfile.write)
             send(self._source, out, self._pace, self._only, format="mpegts", options={"flush_packets": "1"})
 
@@ -199,7 +202,7 @@ class _Camera(socketserver.StreamRequestHandler):
             fields = dict(line.decode().split(": ", 1) for line in lines[1:])
             self._answer(method, fields)
             if method == "PLAY":
-                with suppress(OSError):
+                with suppress(*GONE):
                     send(self.server.source, _Write(self._rtp), self.server.pace, format="mpegts")
                 return
 
