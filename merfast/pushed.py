@@ -66,7 +66,7 @@ class PushedStream:
         self._info.has_audio, self._info.has_video = self.inbox.has_audio, self.inbox.has_video
         self._info.duration, self._following = self.inbox.end, self.inbox.following
         if not chosen and self.inbox.ready_early:
-            return [(EARLY, *self.inbox.take_early())]
+            return [(EARLY, [], self.inbox.take_early())]
         return [(k, *self.inbox.take(k)) for k in chosen]
 
     def cut(self, parts: list[Part]) -> tuple[list[list[Window]], list[Result]]:

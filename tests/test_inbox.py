@@ -251,6 +251,29 @@ def test_what_is_kept_does_not_grow_where_nothing_is_taken() -> None:
     assert not box._held
 
 
+def test_pictures_that_are_taken_early_leave_the_sound_alone() -> None:
+    """The picture is ahead of the sound by nearly what a window waits for."""
+    box, events, early = inbox(), [], 0
+    for i in range(100):
+        box.push_frame(i / 10 + 0.45, make)
+        sound(box, i / 10, 0.1)
+        box.advance(0.0)
+        while box.complete:
+            chunks, frames = box.take(box.complete.popleft()[0])
+            events += [*chunks, *frames]
+        if box.ready_early:
+            frames = box.take_early()
+            early += len(frames)
+            events += frames
+            assert not box.ready_early
+    assert early > 3
+    assert box.late_seconds == 0
+    assert box.late_frames == 0
+    times = [e.time for e in events if isinstance(e, ArrayFrame)]
+    assert times == sorted(times)
+    assert np.diff(times) == pytest.approx(0.2)
+
+
 def test_the_end_of_a_stream() -> None:
     box = inbox()
     sound(box, 0, 6.5)

@@ -137,11 +137,11 @@ class Inbox:
             MediaError: the time is of no use; or what `make` raises. Nothing has changed then.
         """
         at = self._at("picture", time, self._seen, self._pushed)
-        if at < self._taken - _SLACK:
-            self.late_frames += 1
-            return
         # A hundredth of a part of slack, as `FrameSampler` has.
         part = math.floor(at * self._frame_rate + 0.01)
+        if at < self._taken - _SLACK or part < self._last_part:
+            self.late_frames += 1
+            return
         held = self._frames.get(part)
         if part > self._last_part and (held is None or at < held[0]):
             self._frames[part] = at, make(at)
@@ -178,23 +178,24 @@ class Inbox:
 
     def take(self, window: int | None) -> tuple[list[AudioChunk], list[Frame]]:
         """Sound and pictures up to the end of a window, or all; each in order. What comes later for them is late."""
-        return self._take(math.inf if window is None else self._spec.end(window))
-
-    def _take(self, end: float) -> tuple[list[AudioChunk], list[Frame]]:
+        end = math.inf if window is None else self._spec.end(window)
         self._taken = max(self._taken, min(end, self.end))
         chunks, self._chunks = list(self._chunks), deque()
+        return chunks, self._take_frames(end)
+
+    def _take_frames(self, end: float) -> list[Frame]:
         parts = sorted(part for part, (time, _) in self._frames.items() if time < end - _SLACK)
         self._last_part = max([self._last_part, *parts])
-        return chunks, [self._frames.pop(part)[1] for part in parts]
+        return [self._frames.pop(part)[1] for part in parts]
 
     @property
     def ready_early(self) -> bool:
         """Whether so much has come that it should be looked at, though no window is complete."""
         return len(self._frames) > (_EARLY + REORDER) * self._frame_rate
 
-    def take_early(self) -> tuple[list[AudioChunk], list[Frame]]:
-        """What has come for a window that is not complete, but for the last, which may be out of order."""
-        return self._take(min(self._seen - REORDER, self._spec.end(self._next)))
+    def take_early(self) -> list[Frame]:
+        """Pictures of a window that is not complete, but for the last, which may be out of order."""
+        return self._take_frames(min(self._seen - REORDER, self._spec.end(self._next)))
 
     def drop(self) -> None:
         """Let go what no window needs that is still to be taken."""
