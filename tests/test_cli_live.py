@@ -174,7 +174,12 @@ def test_what_cannot_be_watched(
 
 
 def merfast_live(*arguments: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "merfast", "live", "--detector", "haar", *arguments]
+    # SIGINT as a terminal leaves it, whatever this process inherited.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from merfast.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "live", "--detector", "haar", *arguments]
     return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
 
 
