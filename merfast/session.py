@@ -232,7 +232,7 @@ class Session:
             add(inbox)
             inbox.advance(now)
             if not inbox.complete:
-                if inbox.ready_early and not self._busy and not self._scheduler.admission.is_shed(self._key):
+                if inbox.ready_early and not self._busy and self._is_served(now):
                     self._kick()
                 return
             refused = self._refuse(now)
@@ -271,13 +271,16 @@ class Session:
         self._results.end()
         self._scheduler.admission.forget(self._key)
 
+    def _is_served(self, now: float) -> bool:
+        return self._latency is None or self._scheduler.admission.admits(self._key, now)
+
     def _refuse(self, now: float, service: float = 0.0) -> list[Result]:
         """Give up windows that cannot be predicted in time any more, or all while the stream is shed."""
         inbox, refused, admission = self._stream.inbox, list[Result](), self._scheduler.admission
         if self._latency is None or not inbox.complete:
             return refused
         if inbox.complete[0][1] + self._latency < now + service:
-            admission.late(self._key, now)
+            admission.late(now)
         shed = not admission.admits(self._key, now)
         while inbox.complete and (shed or inbox.complete[0][1] + self._latency < now + service):
             window = inbox.complete.popleft()[0]

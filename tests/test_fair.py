@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merfast.admission import CALM, STEP, Admission
+from merfast.admission import CALM, CUT, FREE, STEP, Admission
 from merfast.errors import UsageError
 from merfast.fair import FairPool, FairQueue
 
@@ -146,26 +146,41 @@ def test_a_pool_starts_threads_as_needed_survives_errors_and_ends(caplog: pytest
         pool.submit(task, source=0)
 
 
-def test_streams_are_shed_one_by_one_and_come_back_one_by_one() -> None:
+def test_the_newest_streams_are_shed_and_come_back_one_by_one() -> None:
     busy = 0.0
     admission = Admission(lambda: busy)
-    assert admission.admits("a", 0.0)
-    admission.late("a", 10.0)
-    admission.late("b", 10.0)
-    assert admission.admits("c", 10.0)
-    assert not admission.admits("a", 10.0 + 0.9 * CALM)
-    later = 10.0 + 1.1 * CALM
+    assert all(admission.admits(i, 0.0) for i in range(8))  # freely, as nothing was late
+    admission.late(10.0)
+    admission.late(10.0 + 0.9 * CUT)  # the same trouble
+    late = 10.0 + 0.9 * CUT
+    assert [i for i in range(8) if admission.admits(i, late)] == list(range(6))
+    assert not admission.admits(7, late + 0.9 * CALM)
+    later = late + 1.1 * CALM
     busy = 1.0
-    assert not admission.admits("a", later)
+    assert not admission.admits(7, later)
     busy = 0.1
-    assert admission.admits("a", later)
-    assert not admission.admits("b", later + 0.5 * STEP)
-    assert admission.admits("b", later + 1.5 * STEP)
-    assert admission.admits("a", later + 1.5 * STEP)
+    assert admission.admits(7, later)
+    assert not admission.admits(6, later + 0.5 * STEP)
+    assert admission.admits(6, later + 1.5 * STEP)
+    admission.late(20.0)
+    admission.late(20.0 + 1.1 * CUT)
+    assert sum(admission.is_served(i) for i in range(8)) == 5
 
 
-def test_a_stream_that_ended_is_forgotten() -> None:
+def test_the_last_streams_are_never_shed_and_trouble_is_forgotten() -> None:
     admission = Admission(lambda: 1.0)
-    admission.late("a", 0.0)
-    admission.forget("a")
     assert admission.admits("a", 0.0)
+    for moment in range(9):
+        admission.late(float(moment))
+    assert admission.admits("a", 9.0)
+    assert not admission.admits("b", 9.0)
+    assert admission.admits("b", 9.1 + FREE)
+    assert admission.admits("c", 9.1 + FREE)
+
+
+def test_a_stream_that_ended_makes_room() -> None:
+    admission = Admission(lambda: 1.0)
+    assert admission.admits("a", 0.0)
+    admission.late(0.0)
+    admission.forget("a")
+    assert admission.admits("b", 0.0)
