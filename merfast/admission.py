@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 CALM = 1.0
 """Seconds without a window that was too late, before another stream is admitted."""
@@ -38,7 +39,8 @@ class Admission:
 
     def __init__(self, busy: Callable[[], float]) -> None:
         self._busy = busy
-        self._served: dict[Hashable, None] = {}  # the oldest first
+        # The oldest first; one that was dropped without a word does not count.
+        self._served: WeakKeyDictionary[object, None] = WeakKeyDictionary()
         self._late = self._cut = self._step = self._refused = float("-inf")
         self._lock = threading.Lock()
 
@@ -52,7 +54,7 @@ class Admission:
             for _ in range(len(self._served) // SHARE):
                 self._served.popitem()
 
-    def admits(self, stream: Hashable, now: float) -> bool:
+    def admits(self, stream: object, now: float) -> bool:
         """Whether windows of this stream are to be predicted."""
         with self._lock:
             if stream in self._served:
@@ -65,10 +67,10 @@ class Admission:
             self._served[stream] = None
             return True
 
-    def is_served(self, stream: Hashable) -> bool:
+    def is_served(self, stream: object) -> bool:
         return stream in self._served
 
-    def forget(self, stream: Hashable) -> None:
+    def forget(self, stream: object) -> None:
         """This stream has ended."""
         with self._lock:
             self._served.pop(stream, None)

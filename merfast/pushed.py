@@ -11,11 +11,10 @@ from merfast.media.pushed import Pictures
 from merfast.media.tracks import FaceTracker
 from merfast.media.windows import Windower, WindowSpec
 from merfast.pipeline import frame_looker
+from merfast.results import Result
 from merfast.smoothing import Smoother
 from merfast.types import Failure, Modality, Prediction, Window
 from merfast.worker import Worker
-
-Result = Prediction | Failure
 
 EARLY = -1
 """In place of a window that is not complete."""

@@ -269,10 +269,10 @@ class Session:
 
     def _end(self) -> None:
         self._results.end()
-        self._scheduler.admission.forget(self._key)
+        self._scheduler.admission.forget(self)
 
     def _is_served(self, now: float) -> bool:
-        return self._latency is None or self._scheduler.admission.admits(self._key, now)
+        return self._latency is None or self._scheduler.admission.admits(self, now)
 
     def _refuse(self, now: float, service: float = 0.0) -> list[Result]:
         """Give up windows that cannot be predicted in time any more, or all while the stream is shed."""
@@ -281,7 +281,7 @@ class Session:
             return refused
         if inbox.complete[0][1] + self._latency < now + service:
             admission.late(now)
-        shed = not admission.admits(self._key, now)
+        shed = not admission.admits(self, now)
         while inbox.complete and (shed or inbox.complete[0][1] + self._latency < now + service):
             window = inbox.complete.popleft()[0]
             origin = self._stream.origin
