@@ -218,7 +218,7 @@ def overload_sessions(
         engine: that is overloaded.
         media: decoded sources with their lengths.
         capacity: number of streams that it holds.
-        seconds: of the three phases; windows of the streams that come for the second one only begin to be due in it.
+        seconds: of the three phases; streams connect when the second begins, so their first windows are due later.
         window, hop: of the windows.
         seed: of the phases of streams within a hop.
     """
@@ -237,9 +237,8 @@ def overload_sessions(
     run = Run(Phases(begin, overload, overload + seconds[1], overload + seconds[1] + seconds[2]))
     steady = [connect(joining) for _ in range(few)]
     extra: list[_Stream] = []
-    # Connected early enough for their first windows to be due when the overload begins.
-    _until(overload - window - hop, steady, run)
-    extra = [connect(overload - window - hop) for _ in range(many - few)]
+    _until(overload, steady, run)
+    extra = [connect(overload) for _ in range(many - few)]
     _until(run.phases.relief, [*steady, *extra], run)
     for stream in extra:
         stream.player.stop()
@@ -408,7 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = live_inputs.parser_of("live_overload", __doc__)
     parser.add_argument("--streams", type=int, required=True, help="that the machine holds")
     parser.add_argument("--before", type=float, default=10.0, help="seconds at half of it")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of overload")
+    parser.add_argument("--seconds", type=float, default=25.0, help="of overload")
     parser.add_argument("--after", type=float, default=15.0, help="seconds at half of it again")
     parser.add_argument("--latency-ms", type=float, default=500.0)
     parser.add_argument("--recover", type=float, default=5.0, help="seconds that recovery may take")

@@ -196,7 +196,12 @@ class Pair:
         self._tally, self._window, self._hop, self._starts = tally, window, hop, starts
         self._open: dict[int, Prediction | Failure] = {}
         self._refused = -AFTER  # last window that one of them was refused
+        self._over = False
         self._lock = threading.Lock()
+
+    def end(self) -> None:
+        """Compare no more: the two of a pair end at different moments, and their last windows with them."""
+        self._over = True
 
     def watch(self, which: int, k: int, result: Prediction | Failure, moment: float) -> None:
         due = self._starts[which] + k * self._hop + self._window
@@ -212,10 +217,7 @@ class Pair:
                     self._open.clear()
                 return
             after = k < self._refused + AFTER
-        if isinstance(result, Failure) or isinstance(other, Failure):
-            return
-        # A stream's last window ends with the stream, and the two of a pair end at different moments.
-        if min(result.end - result.start, other.end - other.start) < self._window - 1e-6:
+        if self._over or isinstance(result, Failure) or isinstance(other, Failure):
             return
         difference = float(np.abs(result.probabilities - other.probabilities).max())
         difference = max(difference, abs(result.valence - other.valence))
@@ -288,13 +290,13 @@ def soak(
     began = Player.clock() + 0.5
     until = began + seconds
     # With a fraction of a hop between them, so that the pair's windows do not end together.
-    controls, chance = [], random.Random(seed)
+    controls, pairs, chance = [], [], random.Random(seed)
     for pair in range(2):
         starts = (began + chance.uniform(0, pace[1]), began + chance.uniform(0, pace[1]))
-        watcher = Pair(tally, *pace, starts)
+        pairs.append(Pair(tally, *pace, starts))
         for which, start in enumerate(starts):
             name, source = f"control-{pair}-{which}", sources[pair % len(sources)]
-            watch = partial(watcher.watch, which)
+            watch = partial(pairs[-1].watch, which)
             controls.append(Connection(engine, source, name, start, tally, pace=pace, callback=which == 0, watch=watch))
     arguments = engine, sources, tally, pace, until, seed, lives
     threads = [threading.Thread(target=slot, args=(i, *arguments), daemon=True) for i in range(max(0, streams - 4))]
@@ -313,6 +315,8 @@ def soak(
         thread.join(PATIENCE + 10.0)
         if thread.is_alive():
             tally.add({}, ["a slot did not end"])
+    for each in pairs:
+        each.end()
     for control in controls:
         refused = sum(control.ledger.tally[name] for name in _LATE)
         control.end("close")

@@ -12,10 +12,10 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from merfast.admission import Meter
 from merfast.errors import UsageError
 
 log = logging.getLogger("merfast")
@@ -147,15 +147,11 @@ class FairPool:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._pending = 0
-        self._done: deque[tuple[float, float]] = deque()  # when tasks ended of late, and how long they took
+        self._meter = Meter(threads)
 
     def busy(self) -> float:
         """Share of the last second, from 0 to 1, that the threads were at work, by the tasks that ended in it."""
-        with self._lock:
-            now = time.monotonic()
-            while self._done and self._done[0][0] < now - 1.0:
-                self._done.popleft()
-            return min(1.0, sum(took for _, took in self._done) / self._most)
+        return self._meter.busy()
 
     @property
     def pending(self) -> int:
@@ -184,12 +180,9 @@ class FairPool:
             except Exception:
                 log.exception("%s: a task failed", self._name)
             finally:
+                self._meter.note(began)
                 with self._lock:
                     self._pending -= 1
-                    now = time.monotonic()
-                    self._done.append((now, min(1.0, now - began)))
-                    while self._done[0][0] < now - 1.0:
-                        self._done.popleft()
                 self._ended()
                 del tasks  # what it holds is not to wait for the next one
 

@@ -56,17 +56,32 @@ class PushedStream:
         """Start of the first window on the caller's clock, in seconds."""
         return self.inbox.origin or 0.0
 
-    def take(self, most: int, *, closed: bool) -> list[Part]:
-        """What is needed for the next complete windows, and after the last one of a closed stream for its end."""
+    def take(self, most: int, *, early: bool, closed: bool) -> list[Part]:
+        """What is needed for the next complete windows, and after the last one of a closed stream for its end.
+
+        Args:
+            most: windows.
+            early: whether pictures may be taken for a window that is not complete, where there is none.
+            closed: whether the stream has ended.
+        """
         complete = self.inbox.complete
         chosen: list[int | None] = [complete.popleft()[0] for _ in range(min(most, len(complete)))]
         if closed and not complete:
             chosen.append(None)
         self._info.has_audio, self._info.has_video = self.inbox.has_audio, self.inbox.has_video
         self._info.duration, self._following = self.inbox.end, self.inbox.following
-        if not chosen and self.inbox.ready_early:
+        if not chosen and early and self.inbox.ready_early:
             return [(EARLY, [], self.inbox.take_early())]
         return [(k, *self.inbox.take(k)) for k in chosen]
+
+    def rest(self) -> list[int]:
+        """The windows that are left of a stream that has ended; they are left out."""
+        left = []
+        self._windower.skip(self._following)
+        while self._windower.remains(self._info.duration):
+            left.append(self._windower.next)
+            self._windower.skip(self._windower.next + 1)
+        return left
 
     def cut(self, parts: list[Part]) -> tuple[list[list[Window]], list[Result]]:
         """Windows, one list for each as `Windower.cut` gives it, and failures in place of those that could not be cut.

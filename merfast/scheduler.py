@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from merfast.admission import Admission
+from merfast.admission import Admission, Meter
 from merfast.config import EngineConfig
 from merfast.errors import MerfastError, OverloadedError, UsageError
 from merfast.fair import FairPool, FairQueue
@@ -31,8 +31,14 @@ log = logging.getLogger("merfast")
 
 _WARM_SECONDS, _WARM_WINDOWS, _WARM_PATIENCE = 4.0, (1, 2, 3, 4), 30.0
 _MOST_SECONDS = 24.0  # of media that share a pass on the CPU: more gains little, and makes all wait for it
+_SOUND = 0.2  # share of a second's cost; measured with small encoders on the CPU, and less with foundation models
 _SMOOTH = 0.1  # weight of a new measurement
 _FORGET = 0.98  # what is left of an estimate with each refusal, which measures nothing
+
+
+def cost_of(sound: float, crops: float) -> float:
+    """What seconds of sound and of crops take, where one second of both is 1."""
+    return _SOUND * sound + (1 - _SOUND) * crops
 
 
 @dataclass(eq=False)
@@ -56,11 +62,11 @@ class Load:
     landed: Callable[[list[Prediction] | MerfastError], None]
 
     def cost(self, frame_rate: float) -> float:
-        """Seconds of media: half for the sound, half for the crops, of which those that are known cost nothing."""
+        """See `cost_of`; crops that are known cost nothing."""
         sound = sum(len(w.audio) for w in self.windows) / SAMPLE_RATE
         keys = {(n, w.track) for w in self.windows for n in w.numbers}
         crops = len(keys - (self.windows[0].known or {}).keys()) if keys else sum(len(w.crops) for w in self.windows)
-        return 0.5 * sound + 0.5 * crops / frame_rate
+        return cost_of(sound, crops / frame_rate)
 
 
 class Stream(Protocol):
@@ -102,7 +108,8 @@ class Scheduler:
         self._ready: FairQueue[Load] = FairQueue(2 * inference.pass_seconds)
         self._readers = FairPool(worker.ahead, "merfast-reader", self._ready.nudge)
         self._lookers = FairPool(threads, "merfast-looker", self._ready.nudge)
-        self.admission = Admission(self._lookers.busy)
+        self._passes = Meter(1)
+        self.admission = Admission(self._lookers.busy, self._passes)
         self._results: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._frame_rate = inference.bundle.config.preprocessing.frame_rate
         self._cores = threads
@@ -283,12 +290,15 @@ class Scheduler:
             loads = self._next(wait=not under_way)
             if loads is None and not under_way:
                 return
+            began = time.monotonic()
             wanted = [load for load in loads or () if self._begins(load)]
+            work = sum(load.cost(self._frame_rate) for load in wanted)  # before their crops are known
             flight = self._flight(wanted) if wanted else None
             if flight is not None:
                 under_way.append((flight, wanted))
             if under_way and (flight is None or len(under_way) > inference.ahead):
                 self._land(*under_way.popleft())
+            self._passes.note(began, work)
             del loads, wanted, flight  # what they hold is not to wait for the next ones
 
     def _next(self, *, wait: bool) -> list[Load] | None:

@@ -19,8 +19,8 @@ from merfast.media.windows import WindowSpec
 from merfast.passes import TIMELINE_BATCH
 from merfast.pushed import PushedStream
 from merfast.results import Result, Results
-from merfast.scheduler import Load, Scheduler
-from merfast.types import Prediction, Window
+from merfast.scheduler import Load, Scheduler, cost_of
+from merfast.types import Failure, Prediction, Window
 
 UNREAD = 4096
 """Results that may wait to be read."""
@@ -84,6 +84,7 @@ class Session:
         self._spec, self._priority, self._latency = spec, priority, latency
         self._fresh = partial(PushedStream, scheduler.worker, name, spec, every_face=every_face, smoothing=smoothing)
         self._stream: PushedStream = self._fresh()
+        self._demand = cost_of(spec.length, min(spec.length, spec.hop)) / spec.hop
         self._key = object()  # what the scheduler knows it by
         self._changed = threading.Condition()
         self._results = Results(name, on_result)
@@ -169,8 +170,9 @@ class Session:
             if self._stream.inbox.origin is None:
                 self._end()
                 return
-            self._stream.inbox.finish(time.monotonic())
-            self._kick()
+            now = time.monotonic()
+            self._stream.inbox.finish(now)
+            self._kick(now)
 
     def cancel(self) -> None:
         """Drop what waits; results that are there can still be read. Safe to call twice."""
@@ -232,15 +234,14 @@ class Session:
             add(inbox)
             inbox.advance(now)
             if not inbox.complete:
-                if inbox.ready_early and not self._busy and self._is_served(now):
-                    self._kick()
+                self._kick(now)
                 return
             refused = self._refuse(now)
             if self._busy:
                 self._after += refused  # behind those that are at work
             elif refused:
                 self._scheduler.deliver(partial(self._hand_out, self._stream, refused))
-            self._kick()
+            self._kick(now)
 
     # With `_changed` held.
 
@@ -253,10 +254,12 @@ class Session:
         self._late_frames += inbox.late_frames
         self._late_seconds += inbox.late_seconds
 
-    def _kick(self) -> None:
+    def _kick(self, now: float) -> None:
         """Have a task run if there is something to do."""
         inbox = self._stream.inbox
-        if self._busy or self._results.over or not (inbox.complete or self._closed or inbox.ready_early):
+        if self._busy or self._results.over:
+            return
+        if not (inbox.complete or self._closed or (inbox.ready_early and self._is_served(now))):
             return
         self._busy = True
         cost = max(0.1, len(inbox.complete) * min(self._spec.hop, self._spec.length))
@@ -272,28 +275,36 @@ class Session:
         self._scheduler.admission.forget(self)
 
     def _is_served(self, now: float) -> bool:
-        return self._latency is None or self._scheduler.admission.admits(self, now)
+        return self._latency is None or self._scheduler.admission.admits(self, now, self._demand)
+
+    def _is_late(self, now: float, complete: float) -> bool:
+        return self._latency is not None and complete + self._latency < now
 
     def _refuse(self, now: float, service: float = 0.0) -> list[Result]:
         """Give up windows that cannot be predicted in time any more, or all while the stream is shed."""
-        inbox, refused, admission = self._stream.inbox, list[Result](), self._scheduler.admission
+        inbox, refused = self._stream.inbox, list[Result]()
         if self._latency is None or not inbox.complete:
             return refused
-        if inbox.complete[0][1] + self._latency < now + service:
-            admission.late(now)
-        shed = not admission.admits(self, now)
-        while inbox.complete and (shed or inbox.complete[0][1] + self._latency < now + service):
-            window = inbox.complete.popleft()[0]
-            origin = self._stream.origin
-            between = f"{origin + self._spec.start(window):.3f}-{origin + self._spec.end(window):.3f} s"
-            reason = f"could not be predicted within {self._latency:.3g} s, as the engine has too much to do"
-            error = OverloadedError(f"{self.name}: window {between} {reason}")
-            refused.append(self._stream.failure(window, error))
-            self._scheduler.served(None)
+        if self._is_late(now + service, inbox.complete[0][1]):
+            self._scheduler.admission.late(now, inbox.complete[0][1])
+        shed = not self._is_served(now)
+        while inbox.complete and (shed or self._is_late(now + service, inbox.complete[0][1])):
+            refused.append(self._refusal(inbox.complete.popleft()[0]))
         if refused:
-            self._refused += len(refused)
             inbox.drop()
         return refused
+
+    def _refusal(self, window: int) -> Failure:
+        """In place of a window that was given up."""
+        self._refused += 1
+        self._scheduler.served(None)
+        start, end = (self._stream.origin + t for t in (self._spec.start(window), self._spec.end(window)))
+        error = OverloadedError(f"{self.name}: window {start:.3f}-{end:.3f} s {self._excuse}")
+        return self._stream.failure(window, error)
+
+    @property
+    def _excuse(self) -> str:
+        return f"could not be predicted within {self._latency:.3g} s, as the engine has too much to do"
 
     def _done(self, stream: PushedStream) -> None:
         """A task has ended; begin the next one."""
@@ -302,7 +313,7 @@ class Session:
             self._scheduler.deliver(partial(self._hand_out, stream, after))
         self._busy, self._at_work = False, 0
         self._changed.notify_all()
-        self._kick()
+        self._kick(time.monotonic())
         self._scheduler.answered()
 
     # In threads of the scheduler.
@@ -315,15 +326,20 @@ class Session:
                 self._done(stream)
                 return
             refused, self._after = [*self._after, *self._refuse(began, self._scheduler.service)], []
-            parts = stream.take(TIMELINE_BATCH, closed=self._closed)
+            served, inbox = self._is_served(began), stream.inbox
+            complete = inbox.complete[0][1] if inbox.complete else began
+            parts = stream.take(TIMELINE_BATCH, early=served, closed=self._closed)
+            last = bool(parts) and parts[-1][0] is None
+            if last and not served:
+                refused += [self._refusal(window) for window in stream.rest()]
+                parts = []
             self._at_work = len(parts)
         groups, failed = stream.cut(parts)
-        last = bool(parts) and parts[-1][0] is None
         landed = partial(self._landed, stream, groups, [*refused, *failed], began if groups else None, last)
         flat = [window for group in groups for window in group]
         try:
             if flat:
-                begin = partial(self._is_current, stream)
+                begin = partial(self._is_wanted, stream, len(groups), complete, landed)
                 self._scheduler.start(Load(self.name, flat, self._key, self._priority, begin, landed))
             else:
                 self._scheduler.deliver(partial(landed, []))
@@ -332,12 +348,26 @@ class Session:
                 self._done(stream)
                 self._end()
 
-    def _is_current(self, stream: PushedStream) -> bool:
+    def _is_wanted(
+        self,
+        stream: PushedStream,
+        windows: int,
+        complete: float,
+        landed: Callable[[list[Prediction] | MerfastError], None],
+    ) -> bool:
+        """Whether windows are to be predicted whose pass begins; else, if the stream goes on, they are refused."""
         with self._changed:
-            if stream is self._stream:
+            if stream is not self._stream:
+                self._done(stream)
+                return False
+            now = time.monotonic()
+            if self._is_late(now, complete):
+                self._scheduler.admission.late(now, complete)
+            elif self._is_served(now):
                 return True
-            self._done(stream)
-            return False
+            self._refused += windows
+        self._scheduler.deliver(partial(landed, OverloadedError(f"{self.name}: {self._excuse}")))
+        return False
 
     def _landed(
         self,
@@ -349,8 +379,9 @@ class Session:
         made: list[Prediction] | MerfastError,
     ) -> None:
         """Hand out what a task has made."""
-        if began is not None:
+        if began is not None and not isinstance(made, MerfastError):
             self._scheduler.served(time.monotonic() - began)
+            self._scheduler.admission.landed(self)
         results = [*other, *stream.results(groups, made)]
         self._hand_out(stream, sorted(results, key=lambda result: result.start or 0.0))
         with self._changed:

@@ -9,13 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merfast.admission import CALM, CUT, FREE, STEP, Admission
 from merfast.errors import UsageError
 from merfast.fair import FairPool, FairQueue
-
-
-class Stream:
-    """What can be told from others."""
 
 
 def test_a_source_that_asks_for_much_does_not_keep_others_waiting() -> None:
@@ -148,54 +143,3 @@ def test_a_pool_starts_threads_as_needed_survives_errors_and_ends(caplog: pytest
     assert pool.pending == 0
     with pytest.raises(UsageError):
         pool.submit(task, source=0)
-
-
-def test_the_newest_streams_are_shed_and_come_back_one_by_one() -> None:
-    busy = 0.0
-    admission = Admission(lambda: busy)
-    streams = [Stream() for _ in range(8)]
-    assert all(admission.admits(stream, 0.0) for stream in streams)  # freely, as nothing was late
-    admission.late(10.0)
-    admission.late(10.0 + 0.9 * CUT)  # the same trouble
-    late = 10.0 + 0.9 * CUT
-    assert [stream for stream in streams if admission.admits(stream, late)] == streams[:6]
-    assert not admission.admits(streams[7], late + 0.9 * CALM)
-    later = late + 1.1 * CALM
-    busy = 1.0
-    assert not admission.admits(streams[7], later)
-    busy = 0.1
-    assert admission.admits(streams[7], later)
-    assert not admission.admits(streams[6], later + 0.5 * STEP)
-    assert admission.admits(streams[6], later + 1.5 * STEP)
-    admission.late(20.0)
-    admission.late(20.0 + 1.1 * CUT)
-    assert sum(admission.is_served(stream) for stream in streams) == 5
-
-
-def test_the_last_streams_are_never_shed_and_trouble_is_forgotten() -> None:
-    admission, a, b, c = Admission(lambda: 1.0), Stream(), Stream(), Stream()
-    assert admission.admits(a, 0.0)
-    for moment in range(9):
-        admission.late(float(moment))
-    assert admission.admits(a, 9.0)
-    assert not admission.admits(b, 9.0)
-    assert admission.admits(b, 9.1 + FREE)
-    assert admission.admits(c, 9.1 + FREE)
-
-
-def test_a_stream_that_ended_makes_room() -> None:
-    admission, a, b = Admission(lambda: 1.0), Stream(), Stream()
-    assert admission.admits(a, 0.0)
-    admission.late(0.0)
-    admission.forget(a)
-    assert admission.admits(b, 0.0)
-
-
-def test_a_stream_that_was_dropped_without_a_word_does_not_count() -> None:
-    admission, old = Admission(lambda: 1.0), Stream()
-    assert admission.admits(old, 0.0)
-    for _ in range(100):
-        assert admission.admits(Stream(), 0.0)
-    admission.late(0.0)  # of one stream there is no quarter
-    assert admission.is_served(old)
-    assert len(admission._served) == 1
