@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import FrameType
 from typing import IO, Protocol, TextIO, TypeAlias
 
 from merfast.errors import ConfigError
@@ -162,16 +165,17 @@ class OutputFile:
         with self._explained():
             self._file = self._part.open("wb")
         try:
-            self._writer = _KINDS[kind](self._file, path)
+            with self._explained():
+                self._writer = _KINDS[kind](self._file, path)
         except BaseException:
             self._close()
             raise
 
     def add(self, result: Prediction | Failure) -> None:
         """Write one result, or keep it until more can be written."""
-        with self._explained():
+        with self._whole(), self._explained():
             self._writer.add(result)
-        self._any |= self._kind in TABLES or result.start is not None
+            self._any |= self._kind in TABLES or result.start is not None
 
     def __enter__(self) -> OutputFile:
         return self
@@ -179,7 +183,7 @@ class OutputFile:
     def __exit__(self, *exception: object) -> None:
         try:
             if self._any:
-                with self._explained():
+                with self._whole(), self._explained():
                     self._writer.finish()
                     self._file.flush()
                     if self._part != self._path:
@@ -194,6 +198,10 @@ class OutputFile:
             if self._part != self._path and not self._any:
                 self._part.unlink()
 
+    def _whole(self) -> AbstractContextManager[None]:
+        """Puts Ctrl-C off until what is written is whole; not for a pipe, which may never be read."""
+        return uninterrupted() if self._part != self._path else nullcontext()
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -202,3 +210,19 @@ class OutputFile:
             raise
         except OSError as error:
             raise ConfigError(f"{self._path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off until the block ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda *what: caught.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if caught and callable(before):
+            before(*caught[0])
