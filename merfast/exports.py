@@ -312,7 +312,7 @@ def _quoted(text: str) -> str:
 def vtt_text(annotations: Annotations) -> str:
     """The content of a WebVTT file."""
     source = " ".join(_escaped(annotations.source).split())
-    blocks = [f"WEBVTT\n\nNOTE merfast: how people appear in {source}"]
+    blocks = [f"WEBVTT\n\nNOTE merfast: estimates of how people appear in {source}"]
     for s in annotations.stretches:
         faces = {f"face {track}": said for track, said in s.faces.items()}
         if not annotations.several or not faces:
