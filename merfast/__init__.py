@@ -21,6 +21,7 @@ from merfast.errors import (
     UsageError,
 )
 from merfast.plan import Plan
+from merfast.tables import to_frame
 from merfast.types import EMOTIONS, Clip, Failure, Prediction
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ __all__ = [
     "UntrainedWarning",
     "UsageError",
     "__version__",
+    "to_frame",
 ]
 
 

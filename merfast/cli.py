@@ -19,8 +19,11 @@ from merfast import __version__
 from merfast.cli_bench import add_bench
 from merfast.cli_bundle import add_bundle, add_compile, add_info
 from merfast.cli_live import add_live
+from merfast.cli_output import TABLES, JsonWriter, OutputFile, add_output, check_outputs, output_of
 from merfast.cli_profile import add_profile
+from merfast.cli_timeline import add_timeline, until_failure
 from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
+from merfast.tables import CsvWriter
 
 if TYPE_CHECKING:
     from merfast.engine import Engine
@@ -115,11 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="write a JSON array to standard output")
     form.add_argument("--csv", metavar="FILE", help="write a CSV file; '-' is standard output")
+    add_output(form, TABLES)
     predict.add_argument("--window", type=float, metavar="SECONDS", help="predict windows of this length instead")
     predict.add_argument("--hop", type=float, metavar="SECONDS", help="from one window to the next (default: --window)")
-    predict.add_argument("--quiet", action="store_true", help="no progress, and no table beside --csv FILE")
+    predict.add_argument("--quiet", action="store_true", help="no progress, and no table beside a file")
     predict.set_defaults(run=_predict, usage_error=predict.error)
 
+    add_timeline(commands, engine, _engine)
     add_info(commands)
     add_bundle(commands)
     add_compile(commands)
@@ -179,8 +184,10 @@ def _predict(options: argparse.Namespace) -> int:
     if options.hop is not None and options.window is None:
         options.usage_error("--hop needs --window")
     items = list(_expand(options.items))
+    outputs = [output_of(name, TABLES) for name in options.output]
     if options.csv not in (None, "-"):
-        _check_output(Path(options.csv), items)
+        outputs.append((Path(options.csv), ".csv"))
+    check_outputs(outputs, items)
     engine = _engine(options)
     if options.window is None:
         results = _whole(engine, options, items)
@@ -188,15 +195,15 @@ def _predict(options: argparse.Namespace) -> int:
         hop = options.window if options.hop is None else options.hop
         # All at once, so that a wrong window is refused before any file is touched.
         windows = [engine.timeline(item, window=options.window, hop=hop) for item in items]
-        results = (([r], []) for r in _timelines(items, windows))
+        results = (([r], []) for item, w in zip(items, windows, strict=True) for r in until_failure(item, w))
     failed = 0
     with ExitStack() as stack:
         # Opened before the work, so that a place that cannot be written to is known at once.
-        file = stack.enter_context(_csv_file(Path(options.csv))) if options.csv not in (None, "-") else None
+        files = [stack.enter_context(OutputFile(*output)) for output in outputs]
         writers: list[Callable[[Prediction | Failure], None]] | None = None
         for portion, rest in results:
             if writers is None:
-                writers = _writers(options, portion, rest, file, stack)
+                writers = [*(file.add for file in files), *_shown(options, portion, rest, stack)]
             for result in portion:
                 failed += not result.ok
                 for add in writers:
@@ -218,42 +225,23 @@ def _whole(
         yield results, items[end:]
 
 
-def _writers(
-    options: argparse.Namespace,
-    results: Sequence[Prediction | Failure],
-    names: Sequence[str],
-    file: TextIO | None,
-    stack: ExitStack,
+def _shown(
+    options: argparse.Namespace, results: Sequence[Prediction | Failure], names: Sequence[str], stack: ExitStack
 ) -> list[Callable[[Prediction | Failure], None]]:
-    """What each result is handed to, the first ones and names to come given; files are closed with the stack."""
-    from merfast.cli_output import CsvWriter, JsonWriter
-
+    """What prints each result, the first ones and names to come given; it ends with the stack."""
     if options.json:
         json_writer = JsonWriter(sys.stdout)
         stack.callback(json_writer.finish)
         return [json_writer.add]
-    writers: list[Callable[[Prediction | Failure], None]] = []
     if options.csv == "-":
         return [CsvWriter(sys.stdout).add]
-    if file is not None:
-        writers.append(CsvWriter(file).add)
-        if options.quiet:
-            return writers
+    if options.quiet and (options.csv or options.output):
+        return []
     from merfast.cli_table import output_console, results_table, timeline_table
 
     console = output_console()
     table = results_table(console, results, names) if options.window is None else timeline_table(console)
-    return [*writers, table.add]
-
-
-def _timelines(items: Sequence[str], windows: Sequence[Iterator[Prediction]]) -> Iterator[Prediction | Failure]:
-    from merfast.types import Failure
-
-    for item, predictions in zip(items, windows, strict=True):
-        try:
-            yield from predictions
-        except MediaError as error:
-            yield Failure(item, error)
+    return [table.add]
 
 
 def _expand(items: Sequence[str]) -> Iterator[str]:
@@ -278,26 +266,6 @@ def _expand(items: Sequence[str]) -> Iterator[str]:
 
 def _unreadable(error: OSError) -> None:
     raise ConfigError(f"{error.filename}: cannot be read ({error.strerror})")
-
-
-def _check_output(path: Path, items: Sequence[str]) -> None:
-    """Complain before the work, rather than after it."""
-    if not path.parent.is_dir() or path.is_dir():
-        raise ConfigError(f"--csv {path}: cannot be written there, expected a file in an existing folder")
-    if any("://" not in item and Path(item).exists() and path.exists() and path.samefile(item) for item in items):
-        raise ConfigError(f"--csv {path}: is one of the files to predict")
-
-
-@contextmanager
-def _csv_file(path: Path) -> Iterator[TextIO]:
-    try:
-        # backslashreplace: names of files need not be text in any encoding.
-        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"--csv {path}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager

@@ -113,10 +113,10 @@ class PredictionTable:
         if isinstance(result, Failure):
             self._failure(result)
             return
-        name = printable(result.source)
-        self._row(name, result)
+        self._row(printable(result.source), span_text(result), result)
         for other in result.others:
-            self._row(_face_name(other), other)
+            # Without a column for names, the face stands in the place of times that would only be repeated.
+            self._row(_face_name(other), span_text(other) if self._layout.source else _face_name(other), other)
 
     def _print(self, text: Text) -> None:
         text.rstrip()
@@ -132,10 +132,10 @@ class PredictionTable:
             cells += [f"{'face':>{_FACE}}", f"{'voice':<{_VOICE}}"]
         return Text("  ".join(cells), "dim")
 
-    def _row(self, name: str, p: Prediction) -> None:
+    def _row(self, name: str, span: str, p: Prediction) -> None:
         at = self._layout
         cells = [Text(_shortened(name, at.source, self._unicode))] if at.source else []
-        cells.append(Text(f"{span_text(p):<{at.span}}"))
+        cells.append(Text(f"{span:<{at.span}}"))
         cells.append(Text(f"{p.emotion or _NOTHING:<{_EMOTION}}", f"bold {COLOURS[p.emotion]}" if p.emotion else "dim"))
         cells.append(Text(" ").join(self._cells(p)))
         known = math.isfinite(p.valence)

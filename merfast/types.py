@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from merfast.attention import Attention
+from merfast.attention import Modality as Modality
 from merfast.errors import MediaError, MerfastError
 
 if TYPE_CHECKING:
@@ -32,8 +34,6 @@ Crops: TypeAlias = "ByteArray | torch.Tensor"
 
 Known: TypeAlias = "dict[tuple[int, int | None], dict[str, torch.Tensor]]"
 """Features of one timeline's crops, so that each is encoded once: (number of the frame, track) -> stream -> `[D]`."""
-
-Modality = Literal["audio", "video"]
 
 MODALITIES: tuple[Modality, ...] = ("audio", "video")
 
@@ -267,6 +267,7 @@ class Prediction:
         others: with `faces="all"`, the predictions of the other faces, largest share of time first. The main face is
             chosen for each window, so that in long media one may be the main face here and another there.
         warnings: what went wrong without making the result unusable (damaged packets, for instance).
+        attention: which moments it was gathered from, with `explain=True`.
     """
 
     source: str
@@ -282,6 +283,7 @@ class Prediction:
     windows: tuple[Prediction, ...] = ()
     others: tuple[Prediction, ...] = ()
     warnings: tuple[str, ...] = ()
+    attention: Attention | None = None
 
     ok = True
 
@@ -311,6 +313,8 @@ class Prediction:
             out["others"] = [o.to_dict() for o in self.others]
         if self.warnings:
             out["warnings"] = list(self.warnings)
+        if self.attention is not None:
+            out["attention"] = self.attention.to_dict()
         return out
 
     def __repr__(self) -> str:

@@ -17,7 +17,7 @@ from media_files import write_wav
 from rich.console import Console
 
 import merfast
-from merfast import __version__, cli, cli_output, cli_table, config, demo
+from merfast import __version__, cli, cli_output, cli_table, config, demo, tables
 from merfast.bundle import load
 from merfast.errors import MediaError, UnavailableError
 from merfast.types import EMOTIONS, Failure, Prediction
@@ -138,6 +138,16 @@ def test_timeline_names_the_source_once_and_repeats_no_reason():
     assert lines[-1].strip().startswith("failed: cannot")
 
 
+def test_timeline_names_other_faces():
+    console = console_of(80)
+    table = cli_table.timeline_table(console)
+    table.add(prediction("a.mp4", 0, 2, others=(prediction("a.mp4", 0, 2, track=12),)))
+    assert [line.split("  ")[0].strip() or line.split()[:2] for line in lines_of(console)[2:]] == [
+        "0.0-2.0",
+        ["face", "12"],
+    ]
+
+
 def test_names_cannot_move_the_cursor():
     lines = table_lines([prediction("evil\x1b[2J\n\r.mp4"), prediction("raw\udcff.mp4")])
     assert len(lines) == 3
@@ -169,13 +179,15 @@ def test_json_of_nothing():
 
 def test_csv_of_everything():
     out = io.StringIO()
-    writer = cli_output.CsvWriter(out)
+    writer = tables.CsvWriter(out)
     for result in (prediction(others=(prediction(track=7),)), empty(), voice_only('a "b",\nc.wav'), FAILED):
         writer.add(result)
     out.seek(0)
     rows = list(csv.DictReader(out))
     columns = ["source", "start", "end", "emotion", *EMOTIONS, "valence"]
-    assert list(rows[0]) == [*columns, "modalities", "face_coverage", "missing", "track", "warnings", "error"]
+    columns += ["modalities", "face_coverage", "missing", "track", "main", "attention_audio", "attention_video"]
+    assert list(rows[0]) == [*columns, "warnings", "error"]
+    assert [r["main"] for r in rows] == ["true", "false", "true", "true", "true"]
     assert [r["track"] for r in rows] == ["0", "7", "", "", ""]
     assert [r["modalities"] for r in rows] == ["audio+video", "audio+video", "", "audio", ""]
     assert float(rows[0]["angry"]) == pytest.approx(0.62)

@@ -28,6 +28,7 @@ def test_public_names() -> None:
         "UntrainedWarning",
         "UsageError",
         "__version__",
+        "to_frame",
     ]
     assert all(hasattr(merfast, name) for name in merfast.__all__)
     assert merfast.EMOTIONS == ("neutral", "angry", "happy", "sad", "worried", "surprise")
