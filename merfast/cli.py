@@ -117,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--csv", metavar="FILE", help="write a CSV file; '-' is standard output")
     predict.add_argument("--window", type=float, metavar="SECONDS", help="predict windows of this length instead")
     predict.add_argument("--hop", type=float, metavar="SECONDS", help="from one window to the next (default: --window)")
+    predict.add_argument(
+        "--explain", action="store_true", help="add to --json which moments of voice and face each was made from"
+    )
     predict.add_argument("--quiet", action="store_true", help="no progress, and no table beside --csv FILE")
     predict.set_defaults(run=_predict, usage_error=predict.error)
 
@@ -178,6 +181,8 @@ def _engine(options: argparse.Namespace, **more: Any) -> Engine:
 def _predict(options: argparse.Namespace) -> int:
     if options.hop is not None and options.window is None:
         options.usage_error("--hop needs --window")
+    if options.explain and not options.json:
+        options.usage_error("--explain needs --json")
     items = list(_expand(options.items))
     if options.csv not in (None, "-"):
         _check_output(Path(options.csv), items)
@@ -187,7 +192,8 @@ def _predict(options: argparse.Namespace) -> int:
     else:
         hop = options.window if options.hop is None else options.hop
         # All at once, so that a wrong window is refused before any file is touched.
-        windows = [engine.timeline(item, window=options.window, hop=hop) for item in items]
+        more = {"window": options.window, "hop": hop, "explain": options.explain}
+        windows = [engine.timeline(item, **more) for item in items]
         results = (([r], []) for r in _timelines(items, windows))
     failed = 0
     with ExitStack() as stack:
@@ -214,7 +220,7 @@ def _whole(
     for start in range(0, len(items), _PORTION):
         with busy(start, len(items)) as progress:
             end = start + _PORTION
-            results = engine.predict(items[start:end], on_error="return", progress=progress)
+            results = engine.predict(items[start:end], on_error="return", explain=options.explain, progress=progress)
         yield results, items[end:]
 
 
