@@ -113,7 +113,7 @@ class FusedModel(nn.Module):
         Raises:
             ValueError: shapes do not fit together.
         """
-        vectors, weights = explain(self.structures.values(), features)
+        vectors, weights = explain(self.structures.values(), features, self._gather)
         return torch.stack(vectors), {
             name: torch.stack([of[name].mean(1) for of in weights], 1) @ self.mix for name in features
         }

@@ -36,8 +36,8 @@ class AFGWeights(NamedTuple):
     guide_weight: Tensor | None = None  # [A, G]
 
 
-Gather = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
-"""A gathering with its weights bound: (x [N, D], offsets [B + 1], guide [B, G] or None) -> z [B, D]."""
+Gather = Callable[..., Tensor]
+"""A gathering with its weights bound: the fields of a `Gathering` -> z [B, D]."""
 
 
 class Gathering(NamedTuple):

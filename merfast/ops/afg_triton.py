@@ -281,8 +281,8 @@ def prepare(weights: AFGWeights) -> Gather:
     """One gathering alone; see `prepare_group`."""
     group = prepare_group([weights])
 
-    def gather(x: Tensor, offsets: Tensor, guide: Tensor | None = None) -> Tensor:
-        return group([Gathering(x, offsets, guide)])[0]
+    def gather(x: Tensor, offsets: Tensor, guide: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
+        return group([Gathering(x, offsets, guide, attention)])[0]
 
     return gather
 
