@@ -192,7 +192,7 @@ void AfgGroup<E>::run(const std::vector<Call>& calls, int threads) const {
             const auto& piece = plan.pieces[p];
             const Call& call = calls[piece.member];
             isa_->gather(members_[piece.member].packed, call.x, call.guide, &plan.spans[piece.first],
-                         static_cast<int64_t>(piece.count), call.out, scratch);
+                         static_cast<int64_t>(piece.count), call.out, call.attention, scratch);
         }
     };
     // Scratch is taken here, where running out of memory can still be thrown.
@@ -219,8 +219,12 @@ void AfgGroup<E>::run(const std::vector<Call>& calls, int threads) const {
             const int64_t spans = (rows + kSpanRows - 1) / kSpanRows;
             E* out = call.out + b * shape(i).dim;
             if (spans == 0) std::copy(members_[i].absent.begin(), members_[i].absent.end(), out);
-            if (spans > 1) isa_->merge(members_[i].packed, span, spans, out);
+            if (spans > 1) isa_->merge(members_[i].packed, span, spans, out, call.attention);
             span += spans;
+        }
+        if (call.attention) {  // of rows that belong to no set
+            const int64_t heads = shape(i).heads;
+            std::fill(call.attention + call.offsets[call.sets] * heads, call.attention + call.rows * heads, 0.0f);
         }
     }
 }

@@ -34,6 +34,8 @@ class AfgGroup {
         int64_t sets;            // B
         const E* guide;          // [B, G] or null
         E* out;                  // [B, D]
+        int64_t rows;            // N
+        float* attention;        // [N, H] or null
     };
 
     explicit AfgGroup(Isa isa);

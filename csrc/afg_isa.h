@@ -43,11 +43,12 @@ struct AfgIsa {
     int step;   // columns per multiply-add
     // Gathers consecutive spans of x [N, D]; guide is [B, G] or null. Whole sets go into out [B, D]. Scratch, aligned
     // to 64 bytes, holds projected rows [block_rows, padded], energies [H, kMaxBlockRows], the state of a whole set [2
-    // H + D] and, with a guide, its terms [block_rows, padded].
+    // H + D] and, with a guide, its terms [block_rows, padded]. Attention [N, H] is null where it is not asked for; it
+    // gets that of whole sets, and energies of the others.
     void (*gather)(const AfgPacked<E>& packed, const E* x, const E* guide, const AfgSpan* spans, int64_t count, E* out,
-                   float* scratch);
-    // Folds all spans of one set into the first, in order, and divides into out [D].
-    void (*merge)(const AfgPacked<E>& packed, const AfgSpan* spans, int64_t count, E* out);
+                   float* attention, float* scratch);
+    // Folds all spans of one set into the first, in order, and divides into out [D]; makes its energies attention.
+    void (*merge)(const AfgPacked<E>& packed, const AfgSpan* spans, int64_t count, E* out, float* attention);
 };
 
 const AfgIsa<float>& afg_generic();

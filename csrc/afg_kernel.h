@@ -146,6 +146,26 @@ inline void divide(const float* z, float by, int64_t count, E* out) {
     if (d < count) V::store_part(out + d, count - d, V::div(V::load_part(z + d, count - d, 0.0f), total));
 }
 
+// attention[t][h] = energy[h][t], until the maximum and sum of the whole set are known.
+inline void keep_energies(const float* energy, int64_t stride, int64_t rows, int64_t heads, float* attention) {
+    for (int64_t t = 0; t < rows; ++t) {
+        for (int64_t h = 0; h < heads; ++h) *attention++ = energy[h * stride + t];
+    }
+}
+
+// One head's energies, in every `heads`-th place, become weights.
+template <class V>
+inline void share_out(float top, float total, int64_t rows, int64_t heads, float* attention) {
+    float lanes[V::lanes];
+    for (int64_t t = 0; t < rows; t += V::lanes, attention += V::lanes * heads) {
+        const int64_t count = rows - t < V::lanes ? rows - t : V::lanes;
+        for (int64_t i = 0; i < count; ++i) lanes[i] = attention[i * heads];
+        const typename V::T shifted = V::sub(V::load_part(lanes, count, top), V::set1(top));
+        V::store(lanes, V::div(exp_negative<V>(shifted), V::set1(total)));
+        for (int64_t i = 0; i < count; ++i) attention[i * heads] = lanes[i];
+    }
+}
+
 // One softmax step of one head: energies become weights relative to the new maximum, the sums are rescaled to it.
 // A NaN energy need not reach the maximum: its weight is NaN, and so are the sums from there on.
 template <class V, class E>
@@ -199,7 +219,7 @@ inline void guide_terms(const AfgPacked<E>& packed, const E* guide, const Chunk*
 
 template <class V, class P, class E = typename P::Element>
 void gather(const AfgPacked<E>& packed, const E* x, const E* guide, const AfgSpan* spans, int64_t count, E* out,
-            float* scratch) {
+            float* attention, float* scratch) {
     const int64_t stride = kMaxBlockRows;
     float* hidden = scratch;
     float* energy = hidden + packed.block_rows * packed.padded;
@@ -230,16 +250,28 @@ void gather(const AfgPacked<E>& packed, const E* x, const E* guide, const AfgSpa
         activate<V>(packed, filled, hidden);
         score_rows<V>(packed, hidden, filled, energy, stride);
         for (int64_t i = 0; i < parts; ++i) {
-            float* state = chunks[i].span->state ? chunks[i].span->state : own_state;
+            const Chunk& chunk = chunks[i];
+            float* state = chunk.span->state ? chunk.span->state : own_state;
+            if (attention) {
+                keep_energies(energy + chunk.row, stride, chunk.rows, packed.heads,
+                              attention + chunk.first * packed.heads);
+            }
             for (int64_t h = 0; h < packed.heads; ++h) {
-                gather_head<V>(packed, chunks[i], x, energy + h * stride + chunks[i].row, h, out, state);
+                gather_head<V>(packed, chunk, x, energy + h * stride + chunk.row, h, out, state);
+            }
+            if (attention && !chunk.span->state && chunk.first + chunk.rows == chunk.span->end) {
+                const int64_t begin = chunk.span->begin;
+                for (int64_t h = 0; h < packed.heads; ++h) {
+                    share_out<V>(state[h], state[packed.heads + h], chunk.span->end - begin, packed.heads,
+                                 attention + begin * packed.heads + h);
+                }
             }
         }
     }
 }
 
 template <class V, class E>
-void merge(const AfgPacked<E>& packed, const AfgSpan* spans, int64_t count, E* out) {
+void merge(const AfgPacked<E>& packed, const AfgSpan* spans, int64_t count, E* out, float* attention) {
     const int64_t columns = packed.dim / packed.heads;
     for (int64_t h = 0; h < packed.heads; ++h) {
         const auto total_of = [&](int64_t s) { return spans[s].state[packed.heads + h]; };
@@ -257,6 +289,10 @@ void merge(const AfgPacked<E>& packed, const AfgSpan* spans, int64_t count, E* o
             weigh<V>(z_of(s), columns, &scale, 1, &one, z, columns);
         }
         divide<V>(z, total, columns, out + h * columns);
+        if (attention) {
+            const int64_t begin = spans[0].begin;
+            share_out<V>(top, total, spans[count - 1].end - begin, packed.heads, attention + begin * packed.heads + h);
+        }
     }
 }
 

@@ -13,8 +13,8 @@ class AfgKernel {
   public:
     // weight, bias, score, absent, guide_weight
     using Weights = std::tuple<py::array, py::array, py::array, py::array, std::optional<py::array>>;
-    // x, offsets, guide, out
-    using Call = std::tuple<py::array, py::array, std::optional<py::array>, py::array>;
+    // x, offsets, guide, out, attention
+    using Call = std::tuple<py::array, py::array, std::optional<py::array>, py::array, std::optional<py::array>>;
 
     AfgKernel(const std::vector<Weights>& weights, const std::string& isa)
         : isa_(find_isa(isa, !std::is_same_v<E, float>)), group_(isa_) {
@@ -31,7 +31,7 @@ class AfgKernel {
         std::vector<std::vector<int64_t>> bounds(calls.size());
         std::vector<typename AfgGroup<E>::Call> arguments;
         for (std::size_t i = 0; i < calls.size(); ++i) {
-            auto& [x, offsets, guide, out] = calls[i];
+            auto& [x, offsets, guide, out, attention] = calls[i];
             const AfgShape& shape = group_.shape(i);
             bounds[i] = rising(offsets, extent("afg x", x, 2, 0));
             const auto sets = static_cast<py::ssize_t>(bounds[i].size()) - 1;
@@ -41,10 +41,15 @@ class AfgKernel {
                                       ", expected both or neither");
             }
             checked<E>("afg out", out, {sets, shape.dim});
-            if (!out.writeable()) throw py::value_error("afg out: got a read-only array, expected a writeable one");
+            check_writeable("afg out", out);
+            if (attention) {
+                checked<float>("afg attention", *attention, {x.shape(0), shape.heads});
+                check_writeable("afg attention", *attention);
+            }
             arguments.push_back({checked<E>("afg x", x, {x.shape(0), shape.dim}), bounds[i].data(), sets,
                                  guide ? checked<E>("afg guide", *guide, {sets, shape.guide_dim}) : nullptr,
-                                 static_cast<E*>(out.mutable_data())});
+                                 static_cast<E*>(out.mutable_data()), x.shape(0),
+                                 attention ? static_cast<float*>(attention->mutable_data()) : nullptr});
         }
         const py::gil_scoped_release release;
         group_.run(arguments, threads);
@@ -76,6 +81,12 @@ class AfgKernel {
             pointers.guide_weight = checked<E>("afg guide_weight", *guide_weight, {shape.width, shape.guide_dim});
         }
         group_.add(shape, pointers);
+    }
+
+    static void check_writeable(const char* name, const py::array& array) {
+        if (!array.writeable()) {
+            throw py::value_error(std::string(name) + ": got a read-only array, expected a writeable one");
+        }
     }
 
     static std::vector<int64_t> rising(const py::array& offsets, py::ssize_t rows) {

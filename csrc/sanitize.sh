@@ -19,5 +19,5 @@ export LD_PRELOAD
 export ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1
 # Masked vector loads and stores are not instrumented: the forbidden-page test covers those. capture=sys leaves file
 # descriptor 2 alone, where the report of an aborted run goes.
-"$python" -m pytest -q -p no:cacheprovider --capture=sys tests/test_afg_cpu.py tests/test_afg_cpu_use.py \
+"$python" -m pytest -q -p no:cacheprovider --capture=sys tests/test_afg_cpu.py tests/test_afg_cpu_use.py tests/test_afg_attention.py \
     tests/test_crop_norm_cpu.py tests/test_decode_cpu.py tests/test_group_norm_gelu_cpu.py "$@"

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 _Bytes = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
 _AfgWeights = tuple[_Floats, _Floats, _Floats, _Floats, _Floats | None]  # as in merfast.ops.afg.AFGWeights
-_AfgCall = tuple[_Floats, NDArray[np.int64], _Floats | None, _Floats]  # x, offsets, guide, out
+# x, offsets, guide, out, attention
+_AfgCall = tuple[_Floats, NDArray[np.int64], _Floats | None, _Floats, _Floats | None]
 # The same with the bits of bf16 in the place of floats; bias and score remain floats.
 _Bits = NDArray[np.uint16]
 _AfgBf16Weights = tuple[_Bits, _Floats, _Floats, _Bits, _Bits | None]
-_AfgBf16Call = tuple[_Bits, NDArray[np.int64], _Bits | None, _Bits]
+_AfgBf16Call = tuple[_Bits, NDArray[np.int64], _Bits | None, _Bits, _Floats | None]
 
 class AfgKernel:
     def __init__(self, weights: Sequence[_AfgWeights], isa: str) -> None: ...

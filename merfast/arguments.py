@@ -31,6 +31,13 @@ def check_process() -> None:
         )
 
 
+def check_explain(explain: object) -> bool:
+    """The option, if it is one."""
+    if not isinstance(explain, bool):
+        raise ConfigError(f"explain: got {explain!r}, expected True or False")
+    return explain
+
+
 def checked(items: Iterable[Source], on_error: str) -> list[Source]:
     """A batch, where it is one."""
     single = isinstance(items, (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray)) or is_file_object(items)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +28,15 @@ class StreamAttention:
     share: float
     spans: npt.NDArray[np.float64]
     weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls, modality: Modality, spans: npt.NDArray[np.float64], shares: npt.NDArray[np.floating[Any]]
+    ) -> StreamAttention:
+        """From each moment's share of all attention, `[T]` with T of at least 1."""
+        total = float(shares.sum(dtype=np.float64))
+        weights = shares / total if total > 0 else np.full(len(shares), 1 / len(shares))
+        return cls(modality, total, spans, weights.astype(np.float32))
 
     def __post_init__(self) -> None:
         if self.spans.shape != (len(self.weights), 2) or self.weights.ndim != 1:
@@ -55,6 +64,10 @@ class Attention:
         for stream in self.streams.values():
             out[stream.modality] = out.get(stream.modality, 0.0) + stream.share
         return out
+
+    def shifted(self, seconds: float) -> Attention:
+        """The same on a clock that shows so many seconds more."""
+        return Attention({name: replace(s, spans=s.spans + seconds) for name, s in self.streams.items()})
 
     def over_time(self, modality: Modality, edges: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Attention of a modality in each stretch between `edges`.
@@ -88,3 +101,15 @@ class Attention:
             }
             for name, s in self.streams.items()
         }
+
+
+def average(parts: Sequence[Attention], weights: Sequence[float] | npt.NDArray[np.float64]) -> Attention:
+    """Attention of consecutive parts as one: each moment's, times the weight of its part; the weights sum to 1."""
+    names = dict.fromkeys(name for part in parts for name in part.streams)
+    streams: dict[str, StreamAttention] = {}
+    for name in names:
+        own = [(w, part.streams[name]) for w, part in zip(weights, parts, strict=True) if name in part.streams]
+        moments = np.concatenate([w * s.share * s.weights.astype(np.float64) for w, s in own])
+        spans = np.concatenate([s.spans for _, s in own])
+        streams[name] = StreamAttention.of(own[0][1].modality, spans, moments)
+    return Attention(streams)

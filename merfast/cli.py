@@ -19,7 +19,7 @@ from merfast import __version__
 from merfast.cli_bench import add_bench
 from merfast.cli_bundle import add_bundle, add_compile, add_info
 from merfast.cli_live import add_live
-from merfast.cli_output import TABLES, JsonWriter, OutputFile, add_output, check_outputs, output_of
+from merfast.cli_output import EXPLAIN, TABLES, JsonWriter, OutputFile, add_output, check_outputs, output_of
 from merfast.cli_profile import add_profile
 from merfast.cli_timeline import add_timeline, until_failure
 from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add_output(form, TABLES)
     predict.add_argument("--window", type=float, metavar="SECONDS", help="predict windows of this length instead")
     predict.add_argument("--hop", type=float, metavar="SECONDS", help="from one window to the next (default: --window)")
+    predict.add_argument("--explain", action="store_true", help=EXPLAIN)
     predict.add_argument("--quiet", action="store_true", help="no progress, and no table beside a file")
     predict.set_defaults(run=_predict, usage_error=predict.error)
 
@@ -183,6 +184,8 @@ def _engine(options: argparse.Namespace, **more: Any) -> Engine:
 def _predict(options: argparse.Namespace) -> int:
     if options.hop is not None and options.window is None:
         options.usage_error("--hop needs --window")
+    if options.explain and not (options.json or options.csv or options.output):
+        options.usage_error("--explain needs --json, --csv or -o")
     items = list(_expand(options.items))
     outputs = [output_of(name, TABLES) for name in options.output]
     if options.csv not in (None, "-"):
@@ -194,7 +197,8 @@ def _predict(options: argparse.Namespace) -> int:
     else:
         hop = options.window if options.hop is None else options.hop
         # All at once, so that a wrong window is refused before any file is touched.
-        windows = [engine.timeline(item, window=options.window, hop=hop) for item in items]
+        more = {"window": options.window, "hop": hop, "explain": options.explain}
+        windows = [engine.timeline(item, **more) for item in items]
         results = (([r], []) for item, w in zip(items, windows, strict=True) for r in until_failure(item, w))
     failed = 0
     with ExitStack() as stack:
@@ -221,7 +225,7 @@ def _whole(
     for start in range(0, len(items), _PORTION):
         with busy(start, len(items)) as progress:
             end = start + _PORTION
-            results = engine.predict(items[start:end], on_error="return", progress=progress)
+            results = engine.predict(items[start:end], on_error="return", explain=options.explain, progress=progress)
         yield results, items[end:]
 
 

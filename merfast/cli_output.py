@@ -104,6 +104,10 @@ Output: TypeAlias = tuple[Path, str]
 """Where to, and one of the endings above."""
 
 
+EXPLAIN = "add to files which moments of voice and face each prediction was gathered from"
+"""What the option `--explain` does."""
+
+
 def add_output(parser: argparse._ActionsContainer, kinds: Sequence[str]) -> None:
     """The option `-o`, which can be given several times."""
     text = f"write a file, too, of the kind that its name says: {', '.join(kinds)}; several with several -o. It is "

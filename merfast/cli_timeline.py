@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, cast
 
-from merfast.cli_output import ANNOTATIONS, TABLES, OutputFile, add_output, check_outputs, output_of
+from merfast.cli_output import ANNOTATIONS, EXPLAIN, TABLES, OutputFile, add_output, check_outputs, output_of
 from merfast.errors import MediaError
 from merfast.types import Failure, Prediction
 
@@ -36,6 +36,7 @@ def add_timeline(
     text = "time constant of an exponential average over the windows so far (none)"
     parser.add_argument("--smoothing", type=float, metavar="SECONDS", help=text)
     add_output(parser, (*TABLES, *ANNOTATIONS))
+    parser.add_argument("--explain", action="store_true", help=EXPLAIN)
     parser.add_argument("--quiet", action="store_true", help="no table beside a file")
     parser.set_defaults(run=_timeline, make_engine=make_engine, usage_error=parser.error)
 
@@ -44,13 +45,14 @@ def _timeline(options: argparse.Namespace) -> int:
     from merfast.cli_table import output_console, timeline_table
     from merfast.media.source import check_source
 
-    if options.quiet and not options.output:
-        options.usage_error("--quiet needs -o FILE")
+    for option in ("quiet", "explain"):
+        if getattr(options, option) and not options.output:
+            options.usage_error(f"--{option} needs -o FILE")
     outputs = [output_of(name, (*TABLES, *ANNOTATIONS)) for name in options.output]
     check_outputs(outputs, [options.source])
     check_source(options.source, options.source)
     engine = options.make_engine(options)
-    chosen = {"window": options.window, "hop": options.hop, "smoothing": options.smoothing}
+    chosen = {name: getattr(options, name) for name in ("window", "hop", "smoothing", "explain")}
     # A generator, so that closing it ends the reading.
     windows = cast("Generator[Prediction]", engine.timeline(options.source, **chosen))
     failed = False

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, NoReturn, overload
 
 from merfast import bundle as bundles
-from merfast.arguments import check_process, checked, joined
+from merfast.arguments import check_explain, check_process, checked, joined
 from merfast.config import EngineConfig
 from merfast.errors import ConfigError, MerfastError, UntrainedWarning
 from merfast.media.source import Source, source_name
@@ -135,6 +135,7 @@ class Engine:
         *,
         on_error: Literal["raise"] = "raise",
         faces: str | None = None,
+        explain: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> list[Prediction]: ...
 
@@ -145,6 +146,7 @@ class Engine:
         *,
         on_error: Literal["return"],
         faces: str | None = None,
+        explain: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> list[Prediction | Failure]: ...
 
@@ -154,6 +156,7 @@ class Engine:
         *,
         on_error: Literal["raise", "return"] = "raise",
         faces: str | None = None,
+        explain: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> list[Prediction] | list[Prediction | Failure]:
         """Predict a batch of items; the result of one does not depend on the others.
@@ -162,6 +165,7 @@ class Engine:
             items: paths, URLs, bytes, binary files, or `Clip`s; each is read once, several at a time.
             on_error: "raise" raises the first error met; "return" puts a `Failure` in its place.
             faces: "main" or "all", instead of the engine's own.
+            explain: whether to fill `Prediction.attention`; all else stays as it is without.
             progress: called with the number of items done so far, from the calling thread.
 
         Returns:
@@ -176,7 +180,8 @@ class Engine:
         """
         sources = checked(items, on_error)
         longest = self.bundle.config.preprocessing.max_window
-        spec, go_on, every = WindowSpec(longest, longest), on_error == "return", self._every_face(faces)
+        spec, go_on = WindowSpec(longest, longest, check_explain(explain)), on_error == "return"
+        every = self._every_face(faces)
         if self._crew is not None:
             stream = self._crew.predict(sources, spec, every_face=every, go_on=go_on)
         else:
@@ -197,6 +202,7 @@ class Engine:
         item: Source,
         *,
         faces: str | None = None,
+        explain: bool = False,
         priority: int = 0,
         deadline: float | None = None,
         source: Hashable = None,
@@ -205,7 +211,7 @@ class Engine:
 
         Args:
             item: as for `predict`.
-            faces: "main" or "all", instead of the engine's own.
+            faces, explain: as for `predict`.
             priority: of requests and live streams, those with a higher one go first.
             deadline: seconds from now. An item whose turn comes later fails; one that cannot be done by then, to judge
                 by the others, is refused at once.
@@ -227,8 +233,9 @@ class Engine:
         if not isinstance(priority, int) or isinstance(priority, bool):
             raise ConfigError(f"priority: got {priority!r}, expected a whole number")
         longest = self.bundle.config.preprocessing.max_window
+        spec = WindowSpec(longest, longest, check_explain(explain))
         scheduler = self._least_busy()
-        reader = scheduler.reader(item, WindowSpec(longest, longest), every_face=self._every_face(faces))
+        reader = scheduler.reader(item, spec, every_face=self._every_face(faces))
         request = Request(scheduler, reader, source=source, priority=priority, deadline=deadline, owner=self)
         return request.future
 
@@ -238,13 +245,14 @@ class Engine:
         *,
         on_error: Literal["raise", "return"] = "raise",
         faces: str | None = None,
+        explain: bool = False,
         priority: int = 0,
         deadline: float | None = None,
     ) -> list[Prediction | Failure]:
         """`predict` for event loops, which can be cancelled: as many items are submitted at a time as the engine reads.
 
         Args:
-            items, on_error, faces: as for `predict`.
+            items, on_error, faces, explain: as for `predict`.
             priority, deadline: as for `submit`; the deadline is that of each item.
 
         Raises:
@@ -252,12 +260,15 @@ class Engine:
         """
         sources = checked(items, on_error)
         self._every_face(faces)
+        check_explain(explain)
         room, call = asyncio.Semaphore(sum(w.ahead for w in self._workers)), object()
 
         async def one(source: Source, place: int) -> Prediction | Failure:
             async with room:
                 try:
-                    future = self.submit(source, faces=faces, priority=priority, deadline=deadline, source=call)
+                    future = self.submit(
+                        source, faces=faces, explain=explain, priority=priority, deadline=deadline, source=call
+                    )
                     return await asyncio.wrap_future(future)
                 except MerfastError as error:
                     if on_error == "raise":
@@ -278,6 +289,7 @@ class Engine:
         hop: float = 1.0,
         faces: str | None = None,
         smoothing: float | None = None,
+        explain: bool = False,
         name: str = "<session>",
         priority: int = 0,
         overload: Literal["reject", "wait"] = "reject",
@@ -286,7 +298,7 @@ class Engine:
         """A live stream whose sound and pictures the caller pushes.
 
         Args:
-            window, hop, faces, smoothing: as for `timeline`.
+            window, hop, faces, smoothing, explain: as for `timeline`.
             name: what messages and predictions call the stream.
             priority: as for `submit`.
             overload: "reject" refuses a window that could not be predicted within `latency_ms` after its end, and then
@@ -307,7 +319,7 @@ class Engine:
         return Session(
             scheduler,
             name,
-            self._spec(window, hop),
+            self._spec(window, hop, explain),
             every_face=self._every_face(faces),
             smoothing=smoothing,
             priority=priority,
@@ -348,6 +360,7 @@ class Engine:
         hop: float = 1.0,
         faces: str | None = None,
         smoothing: float | None = None,
+        explain: bool = False,
     ) -> Iterator[Prediction]:
         """Predict windows of one item, lazily and in order; memory does not grow with its length.
 
@@ -360,6 +373,7 @@ class Engine:
             hop: seconds from one window's start to the next.
             faces: "main" or "all", instead of the engine's own.
             smoothing: seconds, the time constant of an exponential average over the predictions so far; None for none.
+            explain: whether to fill `Prediction.attention`, which is never smoothed.
 
         Returns:
             An iterator of predictions with `start` and `end`. The last window ends with the media. A window with
@@ -372,7 +386,7 @@ class Engine:
         """
         check_process()
         smoother = None if smoothing is None else Smoother(smoothing)
-        spec, every = self._spec(window, hop), self._every_face(faces)
+        spec, every = self._spec(window, hop, explain), self._every_face(faces)
         if self._crew is not None:
             predictions = self._crew.timeline(item, spec, every_face=every)
         else:
@@ -380,13 +394,13 @@ class Engine:
             predictions = worker.timeline(*worker.readers([item], spec, every_face=every))
         return predictions if smoother is None else _smoothed(predictions, smoother)
 
-    def _spec(self, window: float, hop: float) -> WindowSpec:
+    def _spec(self, window: float, hop: float, explain: bool) -> WindowSpec:
         longest = self.bundle.config.preprocessing.max_window
         if not isinstance(window, (int, float)) or not 0 < window <= longest:
             raise ConfigError(f"window: got {window!r}, expected seconds above 0 and up to the bundle's {longest:g}")
         if not isinstance(hop, (int, float)) or not 0 < hop < math.inf:
             raise ConfigError(f"hop: got {hop!r}, expected seconds above 0")
-        return WindowSpec(window, hop)
+        return WindowSpec(window, hop, check_explain(explain))
 
     def _least_busy(self) -> Scheduler:
         return min(self._schedulers, key=lambda scheduler: scheduler.waiting)

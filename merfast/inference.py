@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from merfast import compiled
+from merfast.attention import Attention
 from merfast.config import BundleConfig
 from merfast.errors import BundleError
+from merfast.explain import attention_of
 from merfast.models.fusion_network import CLIPS, FusionNetwork, rows_of, run_padded
 from merfast.models.model import inputs_of
 from merfast.ops import afg_cpu, decode_cpu, group_norm_gelu_cpu
@@ -39,16 +42,39 @@ _FUSION_GRAPHS = 64  # sizes go up to powers of two: these are more than windows
 _WARM_SECONDS = 4.0  # length of the windows that a GPU is made ready with
 
 
+@dataclass
+class _Pass:
+    """B windows that go through the model together.
+
+    Attributes:
+        count: B.
+        windows: they, if any of them asks for the attention of its prediction, else nothing.
+        sizes: then, stream name -> number of feature vectors of each window.
+        arriving: predictions `[B, 7]`, and behind them the weights of each stream's feature vectors.
+    """
+
+    count: int
+    windows: Sequence[Window] = ()
+    sizes: dict[str, list[int]] = field(default_factory=dict)
+    arriving: Arriving = field(init=False)
+
+    def wait(self) -> tuple[Tensor, list[Tensor]]:
+        """`[B, 7]`, and the weights `[N]` of each stream, once they are there."""
+        width, rows = len(EMOTIONS) + 1, [sum(sizes) for sizes in self.sizes.values()]
+        table, *weights = torch.split(self.arriving.wait().flatten(), [self.count * width, *rows])
+        return table.view(-1, width), weights
+
+
 class Pending:
     """Windows on their way through the model; `Inference.start` makes it."""
 
-    def __init__(self, bundle: str, passes: Sequence[Arriving]) -> None:
-        self._bundle, self._passes = bundle, passes
+    def __init__(self, config: BundleConfig, passes: Sequence[_Pass]) -> None:
+        self._config, self._passes = config, passes
 
     def wait(self) -> None:
         """Wait for the device to be done with these windows, and for nothing that was started later."""
         for each in self._passes:
-            each.wait()
+            each.arriving.wait()
 
     def result(self) -> list[Result]:
         """Posterior `[6]` and valence of each window, in order.
@@ -59,11 +85,25 @@ class Pending:
         out: list[Result] = []
         for each in self._passes:
             with span("result"):
-                rows = each.wait()
+                rows, _ = each.wait()
             if not bool(rows.isfinite().all()):
-                raise BundleError(f"bundle {self._bundle!r}: its weights give predictions of NaN")
+                raise BundleError(f"bundle {self._config.name!r}: its weights give predictions of NaN")
             array = rows.numpy().copy()  # not the pinned memory, which is scarce
             out += [(row[: len(EMOTIONS)], float(row[-1])) for row in array]
+        return out
+
+    def attention(self) -> list[Attention | None]:
+        """Of each window's prediction, in order; None where it was not asked for."""
+        out: list[Attention | None] = []
+        for each in self._passes:
+            if not each.windows:
+                out += [None] * each.count
+                continue
+            _, weights = each.wait()
+            rows = {name: torch.split(w, sizes) for (name, sizes), w in zip(each.sizes.items(), weights, strict=True)}
+            for b, window in enumerate(each.windows):
+                own = {name: parts[b].numpy() for name, parts in rows.items()}
+                out.append(attention_of(window, own, self._config) if window.explain else None)
         return out
 
 
@@ -127,8 +167,11 @@ class Inference:
         Args:
             windows: each with sound, face or both.
         """
-        passes = self._passes(windows)
-        return Pending(self.bundle.config.name, [self._work.submit(partial(self._run, p)) for p in passes])
+        passes = []
+        for part in self._passes(windows):
+            passes.append(_Pass(len(part), part if any(w.explain for w in part) else ()))
+            passes[-1].arriving = self._work.submit(partial(self._run, part, passes[-1]))
+        return Pending(self.bundle.config, passes)
 
     def _passes(self, windows: Sequence[Window]) -> Iterator[list[Window]]:
         rest = list(windows)
@@ -139,14 +182,20 @@ class Inference:
             del rest[:count]
 
     @torch.inference_mode()
-    def _run(self, windows: Sequence[Window]) -> Tensor:
-        """`[B, 7]` on the device."""
+    def _run(self, windows: Sequence[Window], each: _Pass) -> Tensor:
+        """What the pass is to bring, on the device."""
         with span("pack"):
             reuse = Reuse(windows)
             audio, crops = inputs_of(Batch.pack(reuse.windows), self.device)
         features = reuse.complete(self._model.encode(audio, crops), self._pictured)
         with span("fuse"):
-            return run_padded(self._fusion, features)
+            if not each.windows:
+                return run_padded(self._fusion, features)
+            each.sizes |= {name: list(x.host_sizes()) for name, x in features.items()}
+            vectors, weights = self._model.explain(features)
+            posterior, valence = self._model.average(vectors)
+            rows = [weights[name][: sum(sizes)] for name, sizes in each.sizes.items()]
+            return torch.cat([torch.cat([posterior, valence[:, None]], 1).flatten(), *rows])
 
     def example(self, seconds: float) -> Window:
         """A window of noise, to be made ready with."""

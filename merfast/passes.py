@@ -9,8 +9,9 @@ from itertools import islice
 
 import numpy as np
 
+from merfast.attention import Attention
 from merfast.errors import MediaError, MerfastError
-from merfast.inference import Inference
+from merfast.inference import Inference, Result
 from merfast.pipeline import ItemReader, Prefetch
 from merfast.types import EMOTIONS, Failure, Prediction, Window, combine
 
@@ -31,8 +32,8 @@ class Flight:
         Raises:
             BundleError: the bundle's weights give NaN.
         """
-        results = iter(self._pending.result())
-        nothing = np.full(len(EMOTIONS), np.nan, dtype=np.float32), float("nan")
+        results = zip(self._pending.result(), self._pending.attention(), strict=True)
+        nothing = (np.full(len(EMOTIONS), np.nan, dtype=np.float32), float("nan")), None
         return [_prediction(name, w, *(next(results) if w.modalities else nothing)) for name, w in self._windows]
 
 
@@ -133,7 +134,8 @@ def predict_timeline(reader: ItemReader, inference: Inference) -> Iterator[Predi
         stage.close()
 
 
-def _prediction(name: str, window: Window, posterior: np.ndarray, valence: float) -> Prediction:
+def _prediction(name: str, window: Window, result: Result, attention: Attention | None) -> Prediction:
+    posterior, valence = result
     return Prediction(
         source=name,
         start=window.start,
@@ -145,6 +147,7 @@ def _prediction(name: str, window: Window, posterior: np.ndarray, valence: float
         face_coverage=len(window.crops) / window.sampled if window.sampled else 0.0,
         missing=window.missing,
         track=window.track,
+        attention=attention,
     )
 
 

@@ -132,10 +132,12 @@ class PushedStream:
         predictions, out = iter(made), list[Result]()
         for group in groups:
             main, *others = (next(predictions) for _ in group)
-            others = [replace(p, start=p.start + self.origin, end=p.end + self.origin) for p in others]
-            start, end = main.start + self.origin, main.end + self.origin
-            out.append(replace(main, start=start, end=end, others=tuple(others)))
+            out.append(replace(self._moved(main), others=tuple(self._moved(p) for p in others)))
         return out
+
+    def _moved(self, p: Prediction) -> Prediction:
+        attention = None if p.attention is None else p.attention.shifted(self.origin)
+        return replace(p, start=p.start + self.origin, end=p.end + self.origin, attention=attention)
 
     def told(self, result: Result) -> Result:
         """A result as it is handed out, in order: smoothed, with what is to be said about the stream."""

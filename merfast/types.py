@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from merfast.attention import Attention
+from merfast.attention import Attention, average
 from merfast.attention import Modality as Modality
 from merfast.errors import MediaError, MerfastError
 
@@ -167,6 +167,9 @@ class Window:
         ready: where crops are on a GPU, the event after which other streams may read them.
         numbers: of the frames that the crops are from, rising, where windows overlap.
         known: features of crops, shared by the windows of one timeline; None where windows do not overlap.
+        times: `[T]` seconds from the start of the media, of the frames that the crops are from.
+        heard: seconds from `start` to the first sample of `audio`.
+        explain: whether the attention of its prediction is asked for.
     """
 
     start: float
@@ -179,6 +182,9 @@ class Window:
     ready: torch.cuda.Event | None = None
     numbers: tuple[int, ...] = ()
     known: Known | None = None
+    times: tuple[float, ...] = ()
+    heard: float = 0.0
+    explain: bool = False
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -374,6 +380,7 @@ def combine(parts: Sequence[Prediction], **changes: Any) -> Prediction:
     tracks = {p.track for p in full if p.track is not None}
     used = {m for p in full for m in p.modalities}
     modalities = tuple(m for m in ("audio", "video") if m in used)
+    attention = [p.attention for p in full if p.attention is not None]
     out = Prediction(
         source=full[0].source,
         start=start,
@@ -385,5 +392,6 @@ def combine(parts: Sequence[Prediction], **changes: Any) -> Prediction:
         face_coverage=coverage,
         missing={m: r for p in full for m, r in p.missing.items() if m not in used},
         track=tracks.pop() if len(tracks) == 1 else None,
+        attention=average(attention, weights) if len(attention) == len(full) else None,
     )
     return replace(out, **changes)

@@ -55,7 +55,7 @@ def kernel_of(weights: AFGWeights, isa: str) -> Any:
 def run(kernel: Any, x: Tensor, offsets: Tensor, guide: Tensor | None = None, threads: int = 1) -> Tensor:
     """Into an output full of NaN."""
     out = torch.full((len(offsets) - 1, x.shape[1]), torch.nan, dtype=x.dtype)
-    kernel.run([(bits(x), offsets.numpy(), None if guide is None else bits(guide), bits(out))], threads)
+    kernel.run([(bits(x), offsets.numpy(), None if guide is None else bits(guide), bits(out), None)], threads)
     return out
 
 
@@ -154,7 +154,7 @@ def test_group_gives_what_each_gathering_gives(isa: str, shapes: list[Any], thre
     together = group([call for call, _ in inputs])
     assert len(together) == len(inputs)
     for got, (call, weights) in zip(together, inputs, strict=True):
-        assert torch.equal(got, run(kernel_of(weights, isa), *call))
+        assert torch.equal(got, run(kernel_of(weights, isa), *call[:3]))
 
 
 @each_isa
@@ -212,8 +212,10 @@ def test_nothing_beyond_the_ends_is_touched(isa: str, part: int) -> None:
     assert guide is not None
     kernel = kernel_of(weights, isa)
     out = before_forbidden_page(torch.full((4, 3 * part), torch.nan, dtype=x.dtype))
-    kernel.run([(before_forbidden_page(x), offsets.numpy(), before_forbidden_page(guide), out)], 1)
+    attention = before_forbidden_page(torch.full((len(x), 3), torch.nan))
+    kernel.run([(before_forbidden_page(x), offsets.numpy(), before_forbidden_page(guide), out, attention)], 1)
     assert np.array_equal(out, bits(run(kernel, x, offsets, guide)))
+    assert np.isfinite(attention).all()
 
 
 @each_isa

@@ -127,7 +127,9 @@ def test_bf16_kernel_takes_bf16_only(isa: str) -> None:
     with pytest.raises(ValueError, match=r"isa: got 'avx2', expected auto, avx512bf16"):
         kernel_of(lower[2], "avx2")
     with pytest.raises(ValueError, match=r"afg x: got float32 \[3, 4\], expected uint16 \[3, 4\]"):
-        kernel_of(lower[2], isa).run([(x.float().numpy(), offsets.numpy(), bits(lower[3]), bits(lower[0][:1]))], 1)
+        kernel_of(lower[2], isa).run(
+            [(x.float().numpy(), offsets.numpy(), bits(lower[3]), bits(lower[0][:1]), None)], 1
+        )
 
 
 def test_bf16_without_the_processor_for_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +163,12 @@ BINDING: dict[str, tuple[dict[str, Any], str]] = {
     "guide-shape": ({"guide": np.zeros((2, 6), F)}, r"guide: got float32 \[2, 6\], expected float32 \[2, 5\]"),
     "guide-rows": ({"guide": np.zeros((1, 5), F)}, r"guide: got float32 \[1, 5\], expected float32 \[2, 5\]"),
     "out-shape": ({"out": np.zeros((3, 4), F)}, r"out: got float32 \[3, 4\], expected float32 \[2, 4\]"),
+    "attention-shape": (
+        {"attention": np.zeros((3, 4), F)},
+        r"attention: got float32 \[3, 4\], expected float32 \[3, 2\]",
+    ),
+    "attention-dtype": ({"attention": np.zeros((3, 2))}, r"attention: got float64 \[3, 2\], expected float32 \[3, 2\]"),
+    "attention-strides": ({"attention": np.zeros((2, 3), F).T}, r"attention: got non-contiguous or unaligned float32"),
     "threads": ({"threads": 0}, r"threads: got 0, expected at least 1"),
 }
 
@@ -174,6 +182,7 @@ def test_binding_refuses(case: str) -> None:
         "offsets": np.array([0, 2, 3]),
         "guide": np.zeros((2, 5), F),
         "out": np.zeros((2, 4), F),
+        "attention": np.zeros((3, 2), F),
         "threads": 1,
     }
     kernel = kernel_of(single(weights), "auto")
@@ -188,10 +197,12 @@ def test_binding_refuses(case: str) -> None:
 
 def test_binding_refuses_a_read_only_output_and_bad_weights() -> None:
     _, _, weights, _ = make([3], 4, 3, 2)
-    out = np.zeros((1, 4), F)
-    out.flags.writeable = False
-    with pytest.raises(ValueError, match="out: got a read-only array"):
-        kernel_of(single(weights), "auto").run([(np.zeros((3, 4), F), np.array([0, 3]), None, out)], 1)
+    out, attention = np.zeros((1, 4), F), np.zeros((3, 2), F)
+    kernel = kernel_of(single(weights), "auto")
+    for array, name in ((attention, "attention"), (out, "out")):
+        array.flags.writeable = False
+        with pytest.raises(ValueError, match=f"{name}: got a read-only array"):
+            kernel.run([(np.zeros((3, 4), F), np.array([0, 3]), None, out, attention)], 1)
     with pytest.raises(ValueError, match=r"isa: got 'neon', expected auto, .*generic"):
         kernel_of(single(weights), "neon")
     with pytest.raises(ValueError, match=r"bias: got float32 \[4\], expected float32 \[3\]"):

@@ -88,16 +88,23 @@ class AudioBuffer:
 
     def read(self, start: int, end: int) -> FloatArray:
         """Samples from `start` to `end`, less what lies before the first or after the last; gaps read as zeros."""
-        parts = [c for c in self._chunks if c.start < end and c.start + len(c.samples) > start]
+        parts = self._within(start, end)
         if not parts:
             return np.zeros(0, dtype=np.float32)
-        start = max(start, min(c.start for c in parts))
+        start = self.first(start, end)
         end = min(end, max(c.start + len(c.samples) for c in parts))
         out = np.zeros(end - start, dtype=np.float32)
         for c in parts:
             low, high = max(start, c.start), min(end, c.start + len(c.samples))
             out[low - start : high - start] = c.samples[low - c.start : high - c.start]
         return out
+
+    def first(self, start: int, end: int) -> int:
+        """Number of the first sample that `read` gives, `start` if it gives none."""
+        return max(start, min((c.start for c in self._within(start, end)), default=start))
+
+    def _within(self, start: int, end: int) -> list[AudioChunk]:
+        return [c for c in self._chunks if c.start < end and c.start + len(c.samples) > start]
 
     def forget(self, before: int) -> None:
         """Drop what ends at or before this sample."""

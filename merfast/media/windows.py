@@ -33,10 +33,14 @@ _SLACK = 1e-6
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """Windows of `length` seconds, one every `hop` seconds; the last one ends with the media."""
+    """Windows of `length` seconds, one every `hop` seconds; the last one ends with the media.
+
+    `explain` asks for the attention of their predictions.
+    """
 
     length: float
     hop: float
+    explain: bool = False
 
     def start(self, k: int) -> float:
         return k * self.hop
@@ -163,6 +167,7 @@ class Windower:
         within = [(n, v) for n, v in self._seen if start - _SLACK <= v.time < end - _SLACK]
         views = [v for _, v in within]
         audio, missing = self._hear(start, end)
+        heard = self._audio.first(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)) / SAMPLE_RATE - start
         tracks = self._rank(views)
         if tracks:
             self._main = tracks[0]
@@ -175,7 +180,14 @@ class Windower:
             crops = [v.faces[track].crop for _, v in of_track] if track is not None else []
             packed, ready = _stacked(crops, self._preprocessing.crop_size)
             numbers = tuple(n for n, _ in of_track)
-            out.append(Window(start, end, audio, packed, len(views), track, missing, ready, numbers, self._known))
+            out.append(
+                Window(
+                    *(start, end, audio, packed, len(views), track, missing, ready, numbers, self._known),
+                    times=tuple(v.time for _, v in of_track),
+                    heard=heard,
+                    explain=self._spec.explain,
+                )
+            )
         self._forget()
         return out
 

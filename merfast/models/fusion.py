@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from typing import cast
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from merfast.config import FusionConfig, StreamConfig
 from merfast.ops.afg import AFGWeights, GatherGroup, Gathering, Prepare, afg
-from merfast.ops.ragged import Ragged, offsets_from, union
+from merfast.ops.ragged import Ragged, apart, offsets_from, to_rows, union
 
 MODALITIES = ("audio", "video")
 
@@ -50,13 +51,16 @@ class AFG(nn.Module):
         """The parameters as the op takes them."""
         return AFGWeights(self.weight, self.bias, self.score, self.absent, self.guide_weight)
 
-    def forward(self, x: Ragged, guide: Tensor | None = None) -> Tensor:
+    def forward(self, x: Ragged, guide: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
         """Sets of rows `[N, dim]`, and `[B, guide_dim]` if guided -> `[B, dim]`, by the reference.
+
+        Args:
+            attention: `[N, heads]` fp32, written to if given.
 
         Raises:
             ValueError: shapes do not fit together.
         """
-        return afg(x.values, x.offsets, self.weights, guide)
+        return afg(x.values, x.offsets, self.weights, guide, attention)
 
 
 class Structure(nn.Module, ABC):
@@ -72,6 +76,7 @@ class Structure(nn.Module, ABC):
         self.modalities = [m for m in MODALITIES if self.names[m]]
         # Each projection's bias is its stream's embedding: it tells the streams apart in a union.
         self.project = nn.ModuleDict({s.name: nn.Linear(s.dim, fusion.dim) for s in streams})
+        self.heads = fusion.heads
         self._widths = (fusion.dim, fusion.attention_dim, fusion.heads)
 
     @property
@@ -82,6 +87,18 @@ class Structure(nn.Module, ABC):
     @abstractmethod
     def steps(self, features: Mapping[str, Ragged]) -> Generator[list[Gathering], list[Tensor], Tensor]:
         """Asks for the gatherings of one stage after another, in the order of `stages`, and returns `[B, h]`."""
+
+    @abstractmethod
+    def follow(self, features: Mapping[str, Ragged], attention: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """How much each row of each stream weighs in each head's slice of the result.
+
+        Args:
+            features: as for `forward`.
+            attention: `[N, heads]` of the rows of each gathering of each stage.
+
+        Returns:
+            Stream name -> `[N_s, heads]`; a clip's rows of all streams sum to 1 for each head.
+        """
 
     def forward(self, features: Mapping[str, Ragged]) -> Tensor:
         return fuse([self], features)[0]
@@ -109,6 +126,10 @@ class Flat(Structure):
         (vector,) = yield [asked(union([self.frames(features, name) for name in self.project]))]
         return vector
 
+    def follow(self, features: Mapping[str, Ragged], attention: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        ((rows,),) = attention
+        return dict(zip(self.project, apart(rows, [features[name] for name in self.project]), strict=True))
+
 
 class Hierarchical(Structure):
     """The frames of each stream, then the streams of each modality, then the modalities.
@@ -130,7 +151,7 @@ class Hierarchical(Structure):
         return [stage for stage in every if stage]
 
     def steps(self, features: Mapping[str, Ragged]) -> Generator[list[Gathering], list[Tensor], Tensor]:
-        has = {name: features[name].lengths > 0 for name in self.gather_frames}
+        has = self._has(features)
         frames = yield [asked(self.frames(features, name)) for name in self.gather_frames]
         streams = dict(zip(self.gather_frames, frames, strict=True))
         vectors = {m: streams[self.names[m][0]] for m in self.modalities}
@@ -138,9 +159,29 @@ class Hierarchical(Structure):
             sets = [[(streams[name], has[name]) for name in self.names[m]] for m in self.gather_streams]
             gathered = yield [asked(elements(*zip(*members, strict=True))) for members in sets]
             vectors |= dict(zip(self.gather_streams, gathered, strict=True))
-        present = [torch.stack([has[name] for name in self.names[m]]).any(0) for m in self.modalities]
-        (vector,) = yield [asked(elements(list(vectors.values()), present))]
+        (vector,) = yield [asked(elements(list(vectors.values()), self._present(has)))]
         return vector
+
+    def follow(self, features: Mapping[str, Ragged], attention: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        frames, (modalities,) = attention[0], attention[-1]
+        has = self._has(features)
+        weights = dict(zip(self.modalities, of_elements(modalities, self._present(has)), strict=True))
+        streams = {self.names[m][0]: weights[m] for m in self.modalities}  # of those that stand for their modality
+        for m, of_streams in zip(self.gather_streams, attention[1] if self.gather_streams else (), strict=True):
+            each = of_elements(of_streams, [has[name] for name in self.names[m]])
+            streams |= {name: weights[m] * share for name, share in zip(self.names[m], each, strict=True)}
+        return {
+            name: rows * to_rows(streams[name], features[name])
+            for name, rows in zip(self.gather_frames, frames, strict=True)
+        }
+
+    def _has(self, features: Mapping[str, Ragged]) -> dict[str, Tensor]:
+        """Stream name -> `[B]` whether a clip has it."""
+        return {name: features[name].lengths > 0 for name in self.gather_frames}
+
+    def _present(self, has: Mapping[str, Tensor]) -> list[Tensor]:
+        """`[B]` of each modality, whether a clip has any stream of it."""
+        return [torch.stack([has[name] for name in self.names[m]]).any(0) for m in self.modalities]
 
 
 class Guided(Structure):
@@ -171,12 +212,30 @@ class Guided(Structure):
             guides = dict(zip(self.gather_guide, guiding, strict=True))
         others = dict(zip(MODALITIES, reversed(MODALITIES), strict=True))
         vectors = yield [asked(sets[m], guides.get(others[m])) for m in self.modalities]
-        present = [sets[m].lengths > 0 for m in self.modalities]
         if guides:
             vectors = [*vectors, vectors[0] * vectors[1]]
-            present.append(present[0] & present[1])
-        (vector,) = yield [asked(elements(vectors, present))]
+        (vector,) = yield [asked(elements(vectors, self._present([sets[m].lengths for m in self.modalities])))]
         return vector
+
+    def follow(self, features: Mapping[str, Ragged], attention: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """The product of both modalities counts as half of each; the guides do not count."""
+        frames, (gathered,) = attention[-2:]
+        parts = {m: [features[name] for name in self.names[m]] for m in self.modalities}
+        lengths = [torch.stack([x.lengths for x in parts[m]]).sum(0) for m in self.modalities]
+        weights = of_elements(gathered, self._present(lengths))
+        if self.gather_guide:
+            *weights, product = weights
+            weights = [weight + product / 2 for weight in weights]
+        out: dict[str, Tensor] = {}
+        for m, rows, weight in zip(self.modalities, frames, weights, strict=True):
+            for name, x, own in zip(self.names[m], parts[m], apart(rows, parts[m]), strict=True):
+                out[name] = own * to_rows(weight, x)
+        return out
+
+    def _present(self, lengths: Sequence[Tensor]) -> list[Tensor]:
+        """`[B]` of each element, whether a clip has it, by the rows `[B]` that it has of each modality."""
+        present = [n > 0 for n in lengths]
+        return [*present, present[0] & present[1]] if self.gather_guide else present
 
 
 STRUCTURES: dict[str, type[Structure]] = {"flat": Flat, "hierarchical": Hierarchical, "guided": Guided}
@@ -211,6 +270,36 @@ def fuse(
     return [vectors[k] for k in range(len(members))]
 
 
+def explain(
+    structures: Iterable[nn.Module], features: Mapping[str, Ragged], groups: Sequence[GatherGroup] | None = None
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """`fuse`, and the attention followed back to where it came from.
+
+    Args:
+        structures, features, groups: as for `fuse`.
+
+    Returns:
+        One vector `[B, h]` of each structure, and for each: stream name -> `[N_s, heads]`, see `Structure.follow`.
+    """
+    members = [cast("Structure", s) for s in structures]
+    stages: list[list[Tensor]] = []
+
+    def watched(gather: GatherGroup, calls: Sequence[Gathering]) -> list[Tensor]:
+        heads = members[0].heads
+        stages.append([c.x.new_empty(len(c.x), heads, dtype=torch.float32) for c in calls])
+        return gather([c._replace(attention=a) for c, a in zip(calls, stages[-1], strict=True)])
+
+    if groups is None:
+        groups = [_by_modules(stage) for stage in stages_of(members)]
+    vectors = fuse(members, features, [partial(watched, gather) for gather in groups])
+    rest = [iter(stage) for stage in stages]  # of each stage, what belongs to the structures still to come
+    weights = []
+    for structure in members:
+        own = [[next(of) for _ in wanted] for of, wanted in zip(rest, structure.stages, strict=False)]
+        weights.append(structure.follow(features, own))
+    return vectors, weights
+
+
 def stages_of(structures: Sequence[Structure]) -> list[list[nn.Module]]:
     """The gatherings of each stage of structures that run side by side."""
     each = zip_longest(*(structure.stages for structure in structures), fillvalue=())
@@ -231,7 +320,7 @@ def asked(x: Ragged, guide: Tensor | None = None) -> Gathering:
 
 
 def _by_modules(stage: Sequence[nn.Module]) -> GatherGroup:
-    return lambda calls: [m(Ragged(c.x, c.offsets), c.guide) for m, c in zip(stage, calls, strict=True)]
+    return lambda calls: [m(Ragged(c.x, c.offsets), c.guide, c.attention) for m, c in zip(stage, calls, strict=True)]
 
 
 def elements(vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Ragged:
@@ -244,3 +333,11 @@ def elements(vectors: Sequence[Tensor], present: Sequence[Tensor]) -> Ragged:
     rows, kept = torch.stack(list(vectors), 1).flatten(0, 1), mask.flatten()  # [B K, h]
     places = torch.where(kept, kept.cumsum(0), offsets[-1] + (~kept).cumsum(0)) - 1
     return Ragged(torch.empty_like(rows).index_copy(0, places, rows), offsets)
+
+
+def of_elements(rows: Tensor, present: Sequence[Tensor]) -> list[Tensor]:
+    """`[B, ...]` of each of the K vectors, out of what belongs to the rows `[B K, ...]` of their `elements`."""
+    numbers = torch.arange(len(rows), device=rows.device).view(-1, len(present), 1)
+    origin = elements(numbers.unbind(1), present).values[:, 0]
+    placed = torch.empty_like(rows).index_copy(0, origin, rows)
+    return [placed[k :: len(present)] for k in range(len(present))]

@@ -15,7 +15,7 @@ from merfast.models.checkpoints import Checkpoint
 from merfast.models.decoding import JointDecoder
 from merfast.models.encoders import build_encoder
 from merfast.models.foundation import FoundationEncoder
-from merfast.models.fusion import STRUCTURES, fuse, prepare_stages
+from merfast.models.fusion import STRUCTURES, explain, fuse, prepare_stages
 from merfast.ops.afg import GatherGroup, Prepare
 from merfast.ops.decode import Decode, Decoded, DecodeWeights, PrepareDecode, decode
 from merfast.ops.ragged import Ragged, moved
@@ -102,6 +102,21 @@ class FusedModel(nn.Module):
         if self.training and self._gather is not None:
             raise RuntimeError("fuse: accelerated gatherings have no gradients; call accelerate(None) before training")
         return torch.stack(fuse(self.structures.values(), features, self._gather))
+
+    def explain(self, features: Mapping[str, Ragged]) -> tuple[Tensor, dict[str, Tensor]]:
+        """`fuse`, and how much each feature vector weighs in it: averaged over heads, and over structures by `mix`.
+
+        Returns:
+            `[S, B, h]` to the bit as `fuse` gives it, and stream name -> `[N]` fp32: those of a clip's vectors of all
+            streams sum to 1, those of vectors that belong to no clip are 0.
+
+        Raises:
+            ValueError: shapes do not fit together.
+        """
+        vectors, weights = explain(self.structures.values(), features, self._gather)
+        return torch.stack(vectors), {
+            name: torch.stack([of[name].mean(1) for of in weights], 1) @ self.mix for name in features
+        }
 
     def decode(self, features: Mapping[str, Ragged]) -> Decoded:
         """What each structure says, before the average and without clamping: for training."""

@@ -9,6 +9,8 @@ For a set of rows x_t in R^D, an optional guide vector g in R^G and H heads:
 An empty set gives the learned vector `absent`. Rows after the last set's end belong to none, and nothing depends on
 them: so rows can be padded, and sets of unknown size be packed, without waiting for the device.
 
+Where the attention a_th is asked for, it is written to a tensor that the caller gives; z is the same to the bit.
+
 The name is that of arXiv 2309.07925, whose abstract alone was available; the formula is merfast's reconstruction.
 """
 
@@ -34,8 +36,8 @@ class AFGWeights(NamedTuple):
     guide_weight: Tensor | None = None  # [A, G]
 
 
-Gather = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
-"""A gathering with its weights bound: (x [N, D], offsets [B + 1], guide [B, G] or None) -> z [B, D]."""
+Gather = Callable[..., Tensor]
+"""A gathering with its weights bound: the fields of a `Gathering` -> z [B, D]."""
 
 
 class Gathering(NamedTuple):
@@ -44,6 +46,7 @@ class Gathering(NamedTuple):
     x: Tensor  # [N, D]
     offsets: Tensor  # [B + 1] int64
     guide: Tensor | None = None  # [B, G]
+    attention: Tensor | None = None  # [N, H] fp32, written to: a_th, and 0 for rows that belong to no set
 
 
 GatherGroup = Callable[[Sequence[Gathering]], list[Tensor]]
@@ -53,7 +56,9 @@ Prepare = Callable[[Sequence[AFGWeights]], GatherGroup]
 """An implementation of the op: binds the weights of a group, packing them as it likes."""
 
 
-def check_afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None) -> None:
+def check_afg(
+    x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None, attention: Tensor | None = None
+) -> None:
     """Raise ValueError unless the shapes fit together and the offsets run from 0 to at most N without falling.
 
     The values of offsets are checked on the CPU only: reading them from a GPU would wait for it.
@@ -78,13 +83,26 @@ def check_afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | N
         expected = [len(offsets) - 1, weights.guide_weight.shape[1]]
         if list(guide.shape) != expected:
             raise ValueError(f"afg guide: got {list(guide.shape)}, expected {expected}")
+    if attention is not None:
+        wanted = [len(x), heads]
+        fits = list(attention.shape) == wanted and attention.dtype == torch.float32 and attention.device == x.device
+        if not fits or not attention.is_contiguous():
+            strides = "" if attention.is_contiguous() else "non-contiguous "
+            got = f"{strides}{attention.dtype} {list(attention.shape)} on {attention.device}"
+            raise ValueError(f"afg attention: got {got}, expected torch.float32 {wanted} on {x.device}")
     if offsets.device.type == "cpu":
         rising = bool((offsets.diff() >= 0).all())
         if not rising or int(offsets[0]) != 0 or int(offsets[-1]) > len(x):
             raise ValueError(f"afg offsets: expected to rise from 0 to at most {len(x)}, got {offsets.tolist()[:8]}...")
 
 
-def afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None = None) -> Tensor:
+def afg(
+    x: Tensor,
+    offsets: Tensor,
+    weights: AFGWeights,
+    guide: Tensor | None = None,
+    attention: Tensor | None = None,
+) -> Tensor:
     """Gather each set of rows into one vector.
 
     Args:
@@ -92,6 +110,7 @@ def afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None = 
         offsets: `[B + 1]` int64 from 0 to at most N; set b is `x[offsets[b]:offsets[b + 1]]` and may be empty.
         weights: see `AFGWeights`.
         guide: `[B, G]`, one vector for each set, if the weights have a `guide_weight`.
+        attention: `[N, H]` fp32, contiguous, written to if given: a_th, and 0 for rows that belong to no set.
 
     Returns:
         `[B, D]` in the dtype of x.
@@ -99,7 +118,7 @@ def afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None = 
     Raises:
         ValueError: shapes or offsets do not fit together.
     """
-    check_afg(x, offsets, weights, guide)
+    check_afg(x, offsets, weights, guide, attention)
     sets, (heads, _), dim = len(offsets) - 1, weights.score.shape, x.shape[1]
     owner = set_index(offsets, len(x))  # what belongs to none is one more set, which is dropped
     hidden = x @ weights.weight.T + weights.bias  # [N, A]
@@ -110,12 +129,14 @@ def afg(x: Tensor, offsets: Tensor, weights: AFGWeights, guide: Tensor | None = 
     top = top.scatter_reduce(0, owner[:, None].expand(-1, heads), energy.detach(), "amax")
     raised = torch.exp(energy - top[owner])  # [N, H]
     total = raised.new_zeros(sets + 1, heads).index_add(0, owner, raised)
-    attention = raised / total[owner]
-    rows = (attention[:, :, None] * x.view(-1, heads, dim // heads)).flatten(1)
+    shares = raised / total[owner]
+    if attention is not None:
+        attention.copy_(torch.where((owner < sets)[:, None], shares.detach(), 0.0))
+    rows = (shares[:, :, None] * x.view(-1, heads, dim // heads)).flatten(1)
     gathered = x.new_zeros(sets + 1, dim).index_add(0, owner, rows)[:sets]
     return torch.where((offsets.diff() > 0)[:, None], gathered, weights.absent.to(x.dtype))
 
 
 def prepare_group(weights: Sequence[AFGWeights]) -> GatherGroup:
     """The reference as an implementation: nothing is packed."""
-    return lambda calls: [afg(c.x, c.offsets, w, c.guide) for c, w in zip(calls, weights, strict=True)]
+    return lambda calls: [afg(c.x, c.offsets, w, c.guide, c.attention) for c, w in zip(calls, weights, strict=True)]

@@ -63,7 +63,8 @@ def prepare_group(weights: Sequence[AFGWeights], *, isa: str = "auto", threads: 
     `merfast.ops.afg`. Sums, energies and softmax are fp32 in either dtype. The gatherings may differ in shape, and each
     call in the number of rows and sets. Rows that are not contiguous are copied first. The weights are copied: later
     changes to them have no effect. The group may be called from many threads at once, and a set's result does not
-    depend, to the bit, on the other sets, on the other gatherings or on the number of threads.
+    depend, to the bit, on the other sets, on the other gatherings or on the number of threads. Where a call asks for no
+    attention, nothing is kept for it.
 
     Args:
         weights: of each gathering, all fp32 or all bf16, on the CPU. bf16 needs a CPU with AVX512_BF16.
@@ -103,6 +104,7 @@ def prepare_group(weights: Sequence[AFGWeights], *, isa: str = "auto", threads: 
                     call.offsets.contiguous().numpy(),
                     None if call.guide is None else _array("guide", call.guide, dtype),
                     _bits(z),
+                    None if call.attention is None else call.attention.detach().numpy(),
                 )
                 for call, z in zip(calls, out, strict=True)
             ]
@@ -110,7 +112,7 @@ def prepare_group(weights: Sequence[AFGWeights], *, isa: str = "auto", threads: 
         except (ValueError, TypeError):
             # The binding found something wrong without costing the good case anything; say it as the reference does.
             for call, w in zip(calls, weights, strict=True):
-                check_afg(call.x, call.offsets, w, call.guide)
+                check_afg(call.x, call.offsets, w, call.guide, call.attention)
                 if call.offsets.device.type != "cpu":
                     raise ValueError(f"afg offsets: got {call.offsets.device}, expected cpu") from None
             raise
@@ -123,8 +125,8 @@ def prepare(weights: AFGWeights, *, isa: str = "auto", threads: int = 1) -> Gath
     """One gathering alone; see `prepare_group`."""
     group = prepare_group([weights], isa=isa, threads=threads)
 
-    def gather(x: Tensor, offsets: Tensor, guide: Tensor | None = None) -> Tensor:
-        return group([Gathering(x, offsets, guide)])[0]
+    def gather(x: Tensor, offsets: Tensor, guide: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
+        return group([Gathering(x, offsets, guide, attention)])[0]
 
     return gather
 

@@ -3,7 +3,8 @@
 One launch gathers all sets of all gatherings in a group. A program takes every k-th chunk of a set's rows: it projects
 the chunk on the tensor cores, keeps the running maximum and sum of each head's softmax, and adds up the weighted rows,
 which are still in L2 from the projection: x comes from memory once. Where a set is shared by several programs, the one
-that finishes last merges their sums, in a fixed order.
+that finishes last merges their sums, in a fixed order. Where attention is asked for, energies are stored on the way,
+and become attention when the set's sums are known; where it is not, the kernel is one without that.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def gather_kernel(
     partial,  # [P, B, splits, D] fp32
     state,  # [P, B, splits, H, 2] fp32: maximum and sum
     done,  # [P, B] int32, zeros before and after
+    attentions,  # P pointers to [N_p, H] fp32, zeros before, or None
     sets,
     splits,
     P: tl.constexpr,
@@ -75,6 +77,11 @@ def gather_kernel(
     for q in tl.static_range(1, P):
         if p == q:
             x, offset, guide = xs[q], offsets[q], guides[q]
+    if attentions is not None:
+        attention = attentions[0]
+        for q in tl.static_range(1, P):
+            if p == q:
+                attention = attentions[q]
     DH: tl.constexpr = D // H
     begin = tl.load(offset + b)
     end = tl.load(offset + b + 1)
@@ -134,6 +141,8 @@ def gather_kernel(
         for h in tl.static_range(H):
             u = tl.load(score + (p * H + h) * A + columns_a, mask=real_a, other=0.0)
             energy = tl.where(real_t[:, None] & (heads == h)[None, :], tl.sum(active * u[None, :], 1)[:, None], energy)
+            if attentions is not None:  # head by head: stored all at once they spill elsewhere
+                tl.store(attention + at_row * H + h, tl.sum(active * u[None, :], 1), mask=real_t)
         # A NaN energy need not reach the maximum: its weight is NaN, and so are the sums from there on.
         after = tl.maximum(top, tl.max(energy, 0))
         shares = tl.exp(energy - after[None, :])
@@ -184,6 +193,21 @@ def gather_kernel(
                     weights += amount * scale
                 value = (z / weights).to(out.dtype.element_ty)
                 tl.store(out + row.to(tl.int64) * D + columns, value, mask=inside)
+        if attentions is not None:
+            peaks = tl.full([BLOCK_H], float("-inf"), tl.float32)
+            for k in range(splits):
+                peaks = tl.maximum(peaks, tl.load(state + ((base + k) * H + heads) * 2, mask=real_h, other=0.0))
+            amounts = tl.zeros([BLOCK_H], tl.float32)
+            for k in range(splits):
+                of_split = state + ((base + k) * H + heads) * 2
+                scale_h = tl.exp(tl.load(of_split, mask=real_h, other=0.0) - peaks)
+                amounts += tl.load(of_split + 1, mask=real_h, other=1.0) * scale_h
+            for t_again in range(begin, end, BLOCK_T):
+                kept_row = t_again + rows_t
+                stored_at = attention + kept_row[:, None] * H + heads[None, :]
+                is_real = (kept_row < end)[:, None] & real_h[None, :]
+                weight_h = tl.exp(tl.load(stored_at, mask=is_real, other=0.0) - peaks[None, :]) / amounts[None, :]
+                tl.store(stored_at, weight_h, mask=is_real)
         if SPLIT:
             tl.store(done + row, 0)
 
@@ -235,7 +259,7 @@ def prepare_group(weights: Sequence[AFGWeights]) -> GatherGroup:
             raise ValueError(f"afg: got {len(calls)} gatherings, expected {len(weights)}")
         sets = len(calls[0].offsets) - 1
         for call, w in zip(calls, weights, strict=True):
-            check_afg(call.x, call.offsets, w, call.guide)
+            check_afg(call.x, call.offsets, w, call.guide, call.attention)
             for name, value in (("x", call.x), ("guide", call.guide)):
                 if value is not None and (value.dtype != dtype or value.device != device):
                     raise ValueError(f"afg {name}: got {value.dtype} on {value.device}, expected {dtype} on {device}")
@@ -243,6 +267,7 @@ def prepare_group(weights: Sequence[AFGWeights]) -> GatherGroup:
                 got = f"{len(call.offsets) - 1} sets on {call.offsets.device}"
                 raise ValueError(f"afg offsets: got {got}, expected {sets} sets on {device}")
         out = torch.empty(len(calls), sets, dim, dtype=dtype, device=device)
+        attentions = _cleared(calls, first.score.shape[0])
         if not sets:
             return list(out)
         longest = max(len(call.x) for call in calls)
@@ -260,6 +285,7 @@ def prepare_group(weights: Sequence[AFGWeights]) -> GatherGroup:
             sums,
             state,
             counters.zeros(len(calls) * sets),
+            attentions,
             sets,
             splits,
             P=len(calls),
@@ -281,10 +307,21 @@ def prepare(weights: AFGWeights) -> Gather:
     """One gathering alone; see `prepare_group`."""
     group = prepare_group([weights])
 
-    def gather(x: Tensor, offsets: Tensor, guide: Tensor | None = None) -> Tensor:
-        return group([Gathering(x, offsets, guide)])[0]
+    def gather(x: Tensor, offsets: Tensor, guide: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
+        return group([Gathering(x, offsets, guide, attention)])[0]
 
     return gather
+
+
+def _cleared(calls: Sequence[Gathering], heads: int) -> tuple[Tensor, ...] | None:
+    """What the kernel writes attention to, all zeros, with scratch for gatherings that ask for none; None if all do."""
+    if all(call.attention is None for call in calls):
+        return None
+    outputs = [
+        call.x.new_empty(len(call.x), heads, dtype=torch.float32) if call.attention is None else call.attention
+        for call in calls
+    ]
+    return tuple(each.zero_() for each in outputs)
 
 
 def launch_options(dim: int, width: int, heads: int, dtype: torch.dtype) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Nothing here waits for a device, as long as the lengths of the sets are known on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -84,6 +84,11 @@ def set_index(offsets: Tensor, rows: int | None = None) -> Tensor:
     return torch.repeat_interleave(functional.pad(offsets, (0, 1), value=rows).diff(), output_size=rows)
 
 
+def to_rows(of_sets: Tensor, x: Ragged) -> Tensor:
+    """`[N, D]`: for each row of x what `[B, D]` has for its set, 0 for rows that belong to none."""
+    return functional.pad(of_sets, (0, 0, 0, 1))[set_index(x.offsets, len(x.values))]
+
+
 def take(x: Ragged, rows: Tensor) -> Ragged:
     """The sets `rows` `[B']` of `x`, in this order. Waits for a device unless sizes are known and rows on the host."""
     sizes = None
@@ -94,6 +99,14 @@ def take(x: Ragged, rows: Tensor) -> Ragged:
     owner = set_index(offsets, None if sizes is None else sum(sizes))
     places = x.offsets[rows][owner] + torch.arange(len(owner), device=owner.device) - offsets[owner]
     return Ragged(x.values[places], offsets, sizes)
+
+
+def apart(rows: Tensor, parts: Sequence[Ragged]) -> list[Tensor]:
+    """`[N_p, ...]` of each part, out of what belongs to the rows `[sum of N_p, ...]` of the parts' `union`."""
+    lengths = [len(p.values) for p in parts]
+    numbers = torch.split(torch.arange(sum(lengths), device=rows.device), lengths)
+    origin = union([replace(p, values=n) for p, n in zip(parts, numbers, strict=True)]).values
+    return list(torch.split(torch.empty_like(rows).index_copy(0, origin, rows), lengths))
 
 
 def union(parts: Sequence[Ragged]) -> Ragged:

@@ -12,7 +12,17 @@ from merfast.ops import afg_triton
 NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def case(name: str, dtype: str, dim: int, width: int, heads: int, gatherings: int, guided: int, split: bool) -> Case:
+def case(
+    name: str,
+    dtype: str,
+    dim: int,
+    width: int,
+    heads: int,
+    gatherings: int,
+    guided: int,
+    split: bool,
+    explain: bool = False,
+) -> Case:
     """`guided` has bit p set where gathering p has a guide, which is as wide as its rows."""
     options: dict[str, Any] = afg_triton.launch_options(dim, width, heads, NAMES[dtype])
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
@@ -26,6 +36,7 @@ def case(name: str, dtype: str, dim: int, width: int, heads: int, gatherings: in
         "out": pointer,
         **dict.fromkeys(("partial", "state"), "*fp32"),
         "done": "*i32",
+        **({"attentions": ("*fp32",) * gatherings} if explain else {}),
         **dict.fromkeys(("sets", "splits"), "i32"),
     }
     constants = {
@@ -37,6 +48,7 @@ def case(name: str, dtype: str, dim: int, width: int, heads: int, gatherings: in
         "GUIDED": guided,
         "SPLIT": split,
         "UPCAST": False,
+        **({} if explain else {"attentions": None}),
         **options,
     }
     pointers = ("weight", "guide_weight", "bias", "score", "absent", "out", "partial", "state", "done")
@@ -51,4 +63,8 @@ CASES = [
     case("D=1024, A=256, split", "fp16", 1024, 256, 4, 1, 0, True),
     case("D=1024, A=128, fp32", "fp32", 1024, 128, 4, 1, 0, True),
     case("odd widths", "bf16", 300, 100, 3, 1, 1, True),
+    case("mini, attention", "fp32", 128, 64, 4, 6, 0, False, explain=True),
+    case("mini, guided, attention", "fp32", 128, 64, 4, 3, 0b110, True, explain=True),
+    case("D=1024, A=128, split, attention", "bf16", 1024, 128, 4, 1, 0, True, explain=True),
+    case("odd widths, attention", "bf16", 300, 100, 3, 1, 1, True, explain=True),
 ]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged_inputs import EYES, FACE, TONE, VOICE
 from test_afg import BAD, make
+from test_afg_attention import by_formula
 from test_models import features_of, model_of
 from torch import Tensor
 
@@ -120,6 +121,41 @@ def test_all_splits_of_a_set_agree(device: torch.device, monkeypatch: pytest.Mon
 
 
 @each_dtype
+@pytest.mark.parametrize("splits", [1, 3])
+def test_attention(dtype: torch.dtype, splits: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error in fp32 terms, its sums, and that z is the same to the bit, for a gathering that does not ask, too."""
+    monkeypatch.setattr(afg_triton, "split_count", lambda *_: splits)
+    sets = [([70, 0, 1, 150], 24), ([1, 2, 0, 0], 0), ([300, 31, 65, 0], 0)]
+    inputs = [cast(make(lengths, 51, 20, 3, g, seed), dtype, device) for seed, (lengths, g) in enumerate(sets)]
+    gather = afg_triton.prepare_group([weights for _, _, weights, _ in inputs])
+    beyond = torch.full((9, 51), torch.nan, device=device, dtype=dtype)  # rows that belong to no set
+    plain = [Gathering(torch.cat([x, beyond]), offsets, guide) for x, offsets, _, guide in inputs]
+    first, last = (torch.full((len(plain[k].x), 3), torch.nan, device=device) for k in (0, 2))
+    calls = [plain[0]._replace(attention=first), plain[1], plain[2]._replace(attention=last)]
+    for z, before in zip(gather(calls), gather(plain), strict=True):
+        assert torch.equal(z, before)
+    for attention, one in ((first, inputs[0]), (last, inputs[2])):
+        x, offsets, weights, guide = cast(one, torch.float32, torch.device("cpu"))
+        exact, eager = by_formula(x, offsets, weights, guide), torch.full((len(x), 3), torch.nan)
+        afg(x, offsets, weights, guide, eager)
+        got = attention.cpu()
+        assert not got[len(x) :].any()
+        assert (got[: len(x)] - exact).abs().max() <= 2 * (eager - exact).abs().max() + 4e-7
+        for part in got[: len(x)].split(offsets.diff().tolist()):
+            torch.testing.assert_close(part.sum(0), torch.full((3,), float(len(part) > 0)), rtol=0, atol=2e-6)
+
+
+def test_attention_of_one_head_and_of_no_sets(device: torch.device) -> None:
+    x, offsets, weights, _ = cast(make([5, 40], 16, 8, 1), torch.float32, device)
+    attention = torch.full((45, 1), torch.nan, device=device)
+    gather = afg_triton.prepare(weights)
+    gather(x, offsets, None, attention)
+    assert (attention.cpu() - by_formula(x, offsets, weights, None)).abs().max() < 1e-6
+    gather(x, offsets[:1], None, attention)
+    assert not attention.any()
+
+
+@each_dtype
 def test_rows_after_the_last_set_belong_to_none(dtype: torch.dtype, device: torch.device) -> None:
     sets = [([70, 0, 3], 24), ([1, 0, 2], 0)]
     inputs = [cast(make(lengths, 48, 20, 3, g), dtype, device) for lengths, g in sets]
@@ -189,10 +225,13 @@ def test_a_model_on_triton(device: torch.device) -> None:
     lengths = [[70, 0, 3], [0, 0, 150], [5, 0, 0], [9, 0, 1]]
     features = {n: Ragged(f.values.to(device), f.offsets.to(device)) for n, f in features_of(streams, lengths).items()}
     expected = model.average(model.fuse(features))
+    _, by_reference = model.explain(features)
     model.accelerate(afg_triton.prepare_group, decode_triton.prepare)
     got = model.average(model.fuse(features))
     for mine, reference in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+    for name, weights in model.explain(features)[1].items():
+        torch.testing.assert_close(weights, by_reference[name], rtol=1e-5, atol=1e-6)
     padding = torch.tensor(torch.nan, device=device)  # as in a graph's bucket
     rows = [torch.cat([x.values, padding.expand(9, x.values.shape[1])]) for x in features.values()]
     sets = torch.stack([x.lengths for x in features.values()], 1)
