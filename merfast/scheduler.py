@@ -30,7 +30,7 @@ from merfast.worker import Worker
 log = logging.getLogger("merfast")
 
 _WARM_SECONDS, _WARM_WINDOWS, _WARM_PATIENCE = 4.0, (1, 2, 3, 4), 30.0
-_MOST_SECONDS = 24.0  # of media that share a pass on the CPU: more gains little, and makes all wait for it
+_MOST_SECONDS = 12.0  # of media that share a pass on the CPU: more gains little, and makes all wait for it
 _SOUND = 0.2  # share of a second's cost; measured with small encoders on the CPU, and less with foundation models
 _SMOOTH = 0.1  # weight of a new measurement
 _FORGET = 0.98  # what is left of an estimate with each refusal, which measures nothing
@@ -116,8 +116,8 @@ class Scheduler:
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()
         self._waiting = 0  # requests accepted and not answered
-        self._interval = 0.0  # seconds between answers to items, as measured of late
-        self._answered = 0.0  # when the last one was
+        self._interval = 0.0  # seconds between predictions of items where several wait, as measured of late
+        self._answered: float | None = None  # when the last one was, if others have been waiting since
         self._items = 0
         self._draining = self._closed = self._warm = False
         self._warming = threading.Lock()
@@ -182,13 +182,14 @@ class Scheduler:
                 raise OverloadedError(f"engine: got a request while {self._items} wait, expected fewer than {most}")
             wait = (self._items + 1) * self._interval
             if deadline is not None and wait > deadline:
-                self._interval *= _FORGET
+                if not self._items:  # or else nothing would ever be measured again
+                    self._interval *= _FORGET
                 raise OverloadedError(
                     f"engine: got a request with a deadline in {deadline:.3g} s, while {self._items} others wait that "
                     f"take about {wait:.3g} s"
                 )
             if not self._items:
-                self._answered = time.monotonic()
+                self._answered = None
             self._items += 1
             self._accept()
         self._readers.submit(task, source=source, priority=priority)
@@ -218,15 +219,22 @@ class Scheduler:
         """Run a call in the thread that hands out results, after those before it."""
         self._results.put(call)
 
-    def answered(self, *, item: bool = False) -> None:
-        """A request accepted earlier has its answer, or nobody waits for it any more."""
+    def answered(self, *, item: bool = False, predicted: bool = False) -> None:
+        """A request accepted earlier has its answer, or nobody waits for it any more.
+
+        Args:
+            item: whether it came from `read`.
+            predicted: whether the answer is a prediction: others say nothing about what those take.
+        """
         with self._changed:
             self._waiting -= 1
-            if item:
+            self._items -= item
+            if predicted:
                 now = time.monotonic()
-                passed, self._answered = now - self._answered, now
-                self._items -= 1
-                self._interval += (passed - self._interval) * (_SMOOTH if self._interval else 1.0)
+                if self._answered is not None:
+                    passed = now - self._answered
+                    self._interval += (passed - self._interval) * (_SMOOTH if self._interval else 1.0)
+                self._answered = now
             self._changed.notify_all()
 
     def served(self, seconds: float | None) -> None:

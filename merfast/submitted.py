@@ -133,18 +133,18 @@ class Request:
         result = finish(self._item, self._error)
         if isinstance(result, Failure):
             self._fail(result.error)
-        elif self._take() and self._end():
+        elif self._take() and self._end(predicted=True):
             self.future.set_result(result)
 
     def _fail(self, error: MerfastError) -> None:
         if self._take() and self._end():
             self.future.set_exception(error)
 
-    def _end(self) -> bool:
+    def _end(self, *, predicted: bool = False) -> bool:
         """Whether it ends now, rather than earlier."""
         with self._lock:
             if self._over:
                 return False
             self._over = True
-        self._scheduler.answered(item=True)
+        self._scheduler.answered(item=True, predicted=predicted)
         return True
