@@ -113,6 +113,15 @@ def _plain(ax: Axes, size: float) -> None:
         spine.set(color=MUTED, linewidth=0.6)
 
 
+def scale(ax: Axes, marks: Mapping[float, str]) -> None:
+    """Marks from the bottom of the axes to the top, whose text stays within them."""
+    ax.set_ylim(min(marks), max(marks))
+    ax.set_yticks(list(marks), list(marks.values()))
+    lowest, *_, highest = ax.get_yticklabels()
+    lowest.set_verticalalignment("bottom")
+    highest.set_verticalalignment("top")
+
+
 def blank(ax: Axes, sheet: Sheet, name: str) -> None:
     """A strip: a name at the left and no values."""
     ax.set_ylim(0, 1)

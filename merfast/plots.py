@@ -14,7 +14,7 @@ import numpy as np
 from merfast.courses import Course, Floats
 from merfast.errors import UnavailableError
 from merfast.palette import EMOTION_COLOURS, MODALITY_COLOURS
-from merfast.plot_parts import INK, MUTED, SPOKEN, Sheet, blank, draw_strip, hatch, spread, time_axis
+from merfast.plot_parts import INK, MUTED, SPOKEN, Sheet, blank, draw_strip, hatch, scale, spread, time_axis
 from merfast.types import EMOTIONS, MODALITIES, Failure, Modality, Prediction
 
 if TYPE_CHECKING:
@@ -127,8 +127,7 @@ def _emotions(ax: Axes, sheet: Sheet, course: Course, shown: Course) -> None:
     edge = 0.6 if len(shown.windows) < sheet.columns / 3 else 0.25
     for number in range(len(EMOTIONS) - 1):
         ax.plot(times, tops[:, number], color="white", linewidth=edge)
-    ax.set_ylim(0, 1)
-    ax.set_yticks([0, 0.5, 1], ["0", "50", "100 %"])
+    scale(ax, {0: "0", 0.5: "50", 1: "100 %"})
     last = np.flatnonzero(np.isfinite(shown.valence))
     p = shown.probabilities[last[-1]] if len(last) else np.full(len(EMOTIONS), 1 / len(EMOTIONS))
     at = np.cumsum(p) - p / 2
@@ -151,8 +150,7 @@ def _valence(ax: Axes, sheet: Sheet, course: Course, shown: Course) -> None:
         band = shown.spans.reshape(-1)
         ax.fill_between(band, np.repeat(low, 2), np.repeat(high, 2), color=INK, alpha=0.2, linewidth=0)
     ax.plot(times, values[:, 0], color=INK, linewidth=1.3, label="valence")
-    ax.set_ylim(-_VALENCE, _VALENCE)
-    ax.set_yticks([-_VALENCE, 0, _VALENCE], ["-5", "0", "+5"])
+    scale(ax, {-_VALENCE: "-5", 0: "0", _VALENCE: "+5"})
     line = 2 * _VALENCE * sheet.line_of(ax)
     for word, y in (("pleasant", _VALENCE - 0.6 * line), ("unpleasant", -_VALENCE + 0.6 * line)):
         sheet.beside(ax, word, y, None, MUTED)
