@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from merfast import __version__
+from merfast.cli_annotate import add_annotate
 from merfast.cli_bench import add_bench
 from merfast.cli_bundle import add_bundle, add_compile, add_info
 from merfast.cli_live import add_live
@@ -127,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add_profile(commands, engine, _engine)
     add_live(commands, engine, _engine)
     add_plot(commands, engine, _engine)
+    add_annotate(commands, engine, _engine)
     add_bench(commands, engine, _engine)
 
     plan = commands.add_parser("plan", parents=[engine], help="show which implementation runs each step, and why")

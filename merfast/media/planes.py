@@ -1,4 +1,4 @@
-"""Drawing on decoded pictures as they are, 8-bit 4:2:0: what is not drawn on keeps its values, and nothing is converted."""
+"""Drawing on decoded pictures as they are, 8-bit 4:2:0: what is not drawn on keeps its values."""
 
 from __future__ import annotations
 
@@ -58,13 +58,12 @@ class Sprite:
     def of(cls, image: ByteArray, coding: Coding) -> Sprite:
         """Of `[h, w, 4]` RGBA, not multiplied; made even by clear columns and rows."""
         even = cv2.copyMakeBorder(image, 0, image.shape[0] % 2, 0, image.shape[1] % 2, cv2.BORDER_CONSTANT, value=0)
-        opacity = np.asarray(even[..., 3], np.float32) / 255
-        values = coding.encode(np.asarray(even[..., :3], np.float32)) * opacity[..., None]
-        half = cv2.resize(np.dstack([values, opacity]), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-        return cls(
-            (np.ascontiguousarray(values[..., 0]), half[..., 1].copy(), half[..., 2].copy()),
-            (1 - opacity, 1 - half[..., 3]),
-        )
+        whole = np.asarray(even, dtype=np.float32)
+        whole[..., 3] /= 255
+        whole[..., :3] = coding.encode(whole[..., :3]) * whole[..., 3:]
+        half = np.asarray(cv2.resize(whole, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), dtype=np.float32)
+        y, u, v = (np.ascontiguousarray(part) for part in (whole[..., 0], half[..., 1], half[..., 2]))
+        return cls((y, u, v), (1 - whole[..., 3], 1 - half[..., 3]))
 
     @property
     def size(self) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import cv2
@@ -89,7 +89,7 @@ class _Rewriter(PyAVMedia):
             pictures: _PictureTrack | None = None
             waiting: list[av.Packet[Any]] = []
             for packet in self._packets():
-                if sound is not None and packet.stream_index == self._audio.index:
+                if sound is not None and packet.stream is self._audio:
                     waiting.append(packet)
                 else:
                     for frame, time in self._pictures(packet):
@@ -209,7 +209,10 @@ def _is_plain(frame: av.VideoFrame) -> bool:
 
 def _views(frame: av.VideoFrame) -> tuple[ByteArray, ByteArray, ByteArray]:
     """The three planes, in the frame's own memory."""
-    y, u, v = (np.frombuffer(p, dtype=np.uint8).reshape(-1, p.line_size)[: p.height, : p.width] for p in frame.planes)
+    y, u, v = (
+        np.frombuffer(cast("memoryview", p), dtype=np.uint8).reshape(-1, p.line_size)[: p.height, : p.width]
+        for p in frame.planes
+    )
     return y, u, v
 
 
@@ -261,18 +264,19 @@ class _Encoded(_Sound):
         self._stream.bit_rate = 80_000 * (1 if layout == "mono" else 2)
         self._shape: object = None
         self._mixer: av.AudioResampler | None = None
-        self._form = {"format": "fltp", "layout": layout, "rate": rate}
+        self._layout, self._rate = layout, rate
 
     def add(self, packet: av.Packet[Any]) -> None:
         try:
             frames = list(packet.decode())
         except av.FFmpegError:
             return
-        for frame in frames:
+        for decoded in frames:
+            frame = cast("av.AudioFrame", decoded)
             shape = (frame.format.name, frame.layout.name, frame.sample_rate)
             if shape != self._shape:
                 self._mix(None)
-                self._mixer, self._shape = av.AudioResampler(**self._form), shape
+                self._mixer, self._shape = av.AudioResampler("fltp", self._layout, self._rate), shape
             if frame.pts is not None and frame.time_base is not None:
                 length = frame.samples / frame.sample_rate
                 frame.pts = self._shifted(frame.pts, Fraction(frame.time_base), length)
