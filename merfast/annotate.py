@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 
 _OTHER = "#bababa"  # the box of a face of which nothing is said
-_LINE = 0.28  # of a box, over a letter's height
+_LINE = 0.23  # of a box, over a letter's height
 _HALO = 1.9  # of the dark line under it, over its own width
 
 

@@ -24,8 +24,8 @@ def add_annotate(
         parents=[engine],
         help="draw faces, emotions and valence into a video",
         description="Write a video with the boxes of faces, emotions and valence drawn into its pictures. Its sound "
-        "and all timestamps stay; pictures are upright and H.264. What is shown at a moment is said of the window whose "
-        "centre is the nearest.",
+        "and all timestamps stay; pictures are upright and H.264. What is shown at a moment is said of the window "
+        "whose centre is the nearest.",
     )
     parser.add_argument("source", type=Path, metavar="IN", help="video file")
     parser.add_argument("target", type=Path, metavar="OUT", help="file to write: .mp4, .m4v, .mov or .mkv")

@@ -19,9 +19,11 @@ LETTER = 0.021
 HISTORY = 15.0
 """Seconds of valence that are shown."""
 
-GROUND, INK, MUTED, TRACK = (17, 17, 17), (255, 255, 255), (186, 186, 186), (66, 66, 66)
+GROUND, INK, MUTED, TRACK = (17, 17, 17), (255, 255, 255), (186, 186, 186), (44, 44, 44)
 
 _OPACITY = 0.74
+_LETTERS = 22.5, 22.5  # width and height of a whole panel, over a letter's height
+_WIDEST, _HIGHEST = 0.42, 0.56  # of a panel, over the picture's; where letters would be too small, it is a shorter one
 _FINE = 4  # times larger are things drawn, so that their edges are smooth
 _FONT = cv2.FONT_HERSHEY_DUPLEX
 _CAPITAL = 21.0  # pixels of the font's capital letters at scale 1
@@ -101,8 +103,9 @@ class Panel:
     """
 
     def __init__(self, width: int, height: int) -> None:
-        f = self._letter = letter_for(width, height)
-        self._small = 23 * f > 0.42 * width or 25 * f > 0.62 * height
+        f = min(letter_for(width, height), _WIDEST * width / _LETTERS[0], _HIGHEST * height / _LETTERS[1])
+        self._small = f < SMALLEST
+        f = self._letter = max(SMALLEST, f)
         names = [e[:3] for e in EMOTIONS] if self._small else EMOTIONS
         self._names = dict(zip(EMOTIONS, names, strict=True))
         self._row = f * (1.45 if self._small else 1.8)
