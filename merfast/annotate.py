@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 
+HIDDEN = 0.02
+"""Part of all faces that a panel may hide before a shorter one is tried."""
+
 _OTHER = "#bababa"  # the box of a face of which nothing is said
 _LINE = 0.23  # of a box, over a letter's height
 _HALO = 1.9  # of the dark line under it, over its own width
@@ -116,8 +119,7 @@ class Drawing:
     def paint(self, picture: Picture, time: float) -> None:
         """Draw on the picture that is shown at a time."""
         if self._panel is None:
-            self._panel = Panel(picture.width, picture.height)
-            self._corner = self._free_corner(self._panel, picture)
+            self._panel, self._corner = self._placed(picture)
         letter = letter_for(picture.width, picture.height)
         boxes = {t: box.scaled(picture.width) for t, box in self._sightings.at(time).items()}
         said = {track: self._said(track, time) for track in boxes}
@@ -167,11 +169,22 @@ class Drawing:
         top = round(box.y - box.side / 2 - high - 0.4 * letter)
         picture.lay(tag, left, top if top >= 0 else max(0, round(box.y - box.side / 2 + 0.5 * letter)))
 
-    def _free_corner(self, panel: Panel, picture: Picture) -> tuple[int, int]:
-        """(left, top) in the corner that faces use the least; the bottom left one where none does."""
+    def _placed(self, picture: Picture) -> tuple[Panel, tuple[int, int]]:
+        """The panel, and (left, top) of it: a short one where a whole one would hide twice as much of the faces."""
+        whole, short = (Panel(picture.width, picture.height, short=short) for short in (False, True))
+        (corner, hidden), (other, less) = (self._free_corner(panel, picture) for panel in (whole, short))
+        return (short, other) if hidden > max(HIDDEN, 2 * less) else (whole, corner)
+
+    def _free_corner(self, panel: Panel, picture: Picture) -> tuple[tuple[int, int], float]:
+        """(left, top) in the corner that faces use the least, and what part of them it hides there.
+
+        The bottom left one is taken where none is used.
+        """
         right = max(0, picture.width - panel.width - panel.margin)
         bottom = max(0, picture.height - panel.height - panel.margin)
         near = min(panel.margin, right), min(panel.margin, bottom)
         places = [(near[0], bottom), (right, bottom), (near[0], near[1]), (right, near[1])]
         areas = np.array([(x, y, x + panel.width, y + panel.height) for x, y in places]) / picture.width
-        return places[int(self._sightings.crowding(areas).argmin())]
+        hidden = self._sightings.hidden(areas)
+        best = int(hidden.argmin())
+        return places[best], float(hidden[best])

@@ -23,6 +23,7 @@ GROUND, INK, MUTED, TRACK = (17, 17, 17), (255, 255, 255), (186, 186, 186), (44,
 
 _OPACITY = 0.74
 _LETTERS = 22.5, 22.5  # width and height of a whole panel, over a letter's height
+_HIGHEST_SHORT = 0.75
 _WIDEST, _HIGHEST = 0.42, 0.56  # of a panel, over the picture's; where letters would be too small, it is a shorter one
 _FINE = 4  # times larger are things drawn, so that their edges are smooth
 _FONT = cv2.FONT_HERSHEY_DUPLEX
@@ -96,16 +97,17 @@ class Panel:
 
     Args:
         width, height: of the pictures, in pixels.
+        short: leave out what can be left out; so it is on small pictures, too.
 
     Attributes:
         width, height: of the panel.
         margin: pixels to leave at the picture's edge.
     """
 
-    def __init__(self, width: int, height: int) -> None:
+    def __init__(self, width: int, height: int, *, short: bool = False) -> None:
         f = min(letter_for(width, height), _WIDEST * width / _LETTERS[0], _HIGHEST * height / _LETTERS[1])
-        self._small = f < SMALLEST
-        f = self._letter = max(SMALLEST, f)
+        self._small = short or f < SMALLEST
+        f = self._letter = letter_for(width, height) if self._small else f
         names = [e[:3] for e in EMOTIONS] if self._small else EMOTIONS
         self._names = dict(zip(EMOTIONS, names, strict=True))
         self._row = f * (1.45 if self._small else 1.8)
@@ -114,7 +116,10 @@ class Panel:
         self._long = f * (4.0 if self._small else 8.0)
         self.width = round(self._bar + self._long + (self._edge if self._small else 5.2 * f))
         rows = self._row * len(EMOTIONS)
-        self.height = round(2 * self._edge + rows + (self._row if self._small else 9.6 * f))
+        self._reach = f * (1.3 if self._small else 2.2)
+        self.height = round(2 * self._edge + rows + (self._row + 3.1 * f if self._small else 9.6 * f))
+        if self._small and self.height > _HIGHEST_SHORT * height:
+            self.height, self._reach = round(2 * self._edge + rows + self._row), 0.0
         self.margin = round(f)
 
     def draw(self, now: Prediction, recent: Sequence[tuple[float, float, float]]) -> ByteArray:
@@ -150,16 +155,13 @@ class Panel:
     def _valence(self, sheet: Sheet, y: float, now: Prediction, recent: Sequence[tuple[float, float, float]]) -> None:
         f = self._letter
         value = f"{now.valence:+.1f}" if np.isfinite(now.valence) else "?"
-        base = y + (self._row + f) / 2
-        if self._small:
-            sheet.text("val", self._edge, base, f, MUTED, False)
-            self._right(sheet, value, base, f, INK, True)
-            return
-        base += 0.5 * f
-        sheet.text("valence", self._edge, base, f, INK, False)
+        base = y + (self._row + f) / 2 + (0.0 if self._small else 0.5 * f)
+        sheet.text("val" if self._small else "valence", self._edge, base, f, INK, False)
         self._right(sheet, value, base, f, INK, True)
-        left, right = self._edge, self.width - self._edge
-        middle, reach = base + 3.2 * f, 2.2 * f
+        left, right, reach = self._edge, self.width - self._edge, self._reach
+        if not reach:
+            return
+        middle = base + reach + (0.5 if self._small else 1.0) * f
         sheet.bar(left, middle - reach, right - left, 2 * reach, (38, 38, 38))
         sheet.line([(left, middle), (right, middle)], 0.08 * f, MUTED)
         for run in _runs(recent):
@@ -174,6 +176,8 @@ class Panel:
                 sheet.line(points, 0.24 * f, INK)
         if np.isfinite(now.valence):
             sheet.dot(right, middle - now.valence / _VALENCE * reach, 0.42 * f, INK)
+        if self._small:
+            return
         said = {("audio", "video"): "voice + face", ("audio",): "voice alone", ("video",): "face alone"}
         text = said.get(now.modalities, "no voice, no face")
         sheet.text(text, left, middle + reach + 1.7 * f, 0.85 * f, MUTED, False)

@@ -41,16 +41,17 @@ class Sightings:
             out[track] = Box(*(p + part * (q - p) for p, q in zip(a[track], b[track], strict=True)))
         return out
 
-    def crowding(self, areas: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """How much of each area faces cover, summed over all pictures.
+    def hidden(self, areas: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """`[N]`: what part of all faces in all pictures lies within each area.
 
         Args:
             areas: `[N, 4]` left, top, right, bottom, in units of the picture's width.
         """
-        out = np.zeros(len(areas))
+        out, whole = np.zeros(len(areas)), 0.0
         for boxes in self._boxes:
             for x, y, side in boxes.values():
                 wide = np.minimum(areas[:, 2], x + side / 2) - np.maximum(areas[:, 0], x - side / 2)
                 high = np.minimum(areas[:, 3], y + side / 2) - np.maximum(areas[:, 1], y - side / 2)
                 out += np.maximum(wide, 0) * np.maximum(high, 0)
-        return out
+                whole += side**2
+        return out / whole if whole else out

@@ -239,6 +239,8 @@ class _Copied(_Sound):
     def __init__(self, out: OutputContainer, source: Any, shifted: Callable[[int, Fraction, float], int]) -> None:
         super().__init__(out, source, shifted)
         self._stream = out.add_stream_from_template(source)
+        # What a decoder only warms up on lies before 0, where Matroska has no times: all else would be moved for it.
+        self._early = out.format.name != "matroska"
         self._last: int | None = None
 
     def add(self, packet: av.Packet[Any]) -> None:
@@ -247,6 +249,10 @@ class _Copied(_Sound):
             return
         base = Fraction(packet.time_base or self._source.time_base)
         stamp = self._shifted(stamp, base, float((packet.duration or 0) * base))
+        if not self._early and stamp < 0:
+            if stamp + (packet.duration or 0) <= 0:
+                return
+            stamp = 0
         if self._last is not None:
             stamp = max(stamp, self._last + 1)
         packet.pts = packet.dts = self._last = stamp
