@@ -137,11 +137,19 @@ def hatch(ax: Axes, a: float, b: float) -> None:
 
 
 def draw_strip(ax: Axes, edges: npt.NDArray[np.float64], values: npt.NDArray[np.float64], colour: str) -> None:
-    """Cells from white at 0 to a colour at 1; none where the value is NaN."""
+    """Cells from white at 0 to a colour at 1; none where there is nothing, so that what is below can be seen."""
     from matplotlib.colors import LinearSegmentedColormap
 
     shades = LinearSegmentedColormap.from_list("merfast", ["white", colour])
-    ax.pcolormesh(edges, [0.0, 1.0], np.ma.masked_invalid(values)[None], cmap=shades, vmin=0, vmax=1, rasterized=True)
+    ax.pcolormesh(
+        edges,
+        [0.0, 1.0],
+        np.ma.masked_invalid(np.where(values > 0, values, np.nan))[None],
+        cmap=shades,
+        vmin=0,
+        vmax=1,
+        rasterized=True,
+    )
 
 
 def time_axis(ax: Axes, columns: float, *, labels: bool) -> None:

@@ -157,6 +157,9 @@ def test_attention_is_where_it_was() -> None:
     seconds = np.array_split(shade, 12)
     strong = [float(s[2:-2].mean()) > 40 for s in seconds]
     assert strong == [True, False, False, False] * 3
+    mute = [replace(w, modalities=("video",), attention=attention(w.start, 0.0)) for w in timeline]
+    hatched = inside(plot_timeline(mute), "audio")
+    assert hatched.std() > 3
     share = inside(figure, "share")
     voice, face = (area(share, MODALITY_COLOURS[m]) for m in ("audio", "video"))
     assert voice / (voice + face) == pytest.approx(0.75, abs=0.08)
