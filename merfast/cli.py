@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from merfast import __version__
+from merfast.cli_annotate import add_annotate
 from merfast.cli_bench import add_bench
 from merfast.cli_bundle import add_bundle, add_compile, add_info
 from merfast.cli_live import add_live
 from merfast.cli_output import EXPLAIN, TABLES, JsonWriter, OutputFile, add_output, check_outputs, output_of
+from merfast.cli_plot import add_plot
 from merfast.cli_profile import add_profile
 from merfast.cli_timeline import add_timeline, until_failure
 from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
@@ -131,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     add_compile(commands)
     add_profile(commands, engine, _engine)
     add_live(commands, engine, _engine)
+    add_plot(commands, engine, _engine)
+    add_annotate(commands, engine, _engine)
     add_bench(commands, engine, _engine)
 
     plan = commands.add_parser("plan", parents=[engine], help="show which implementation runs each step, and why")

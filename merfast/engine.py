@@ -20,6 +20,7 @@ from merfast.arguments import check_explain, check_process, checked, joined
 from merfast.config import EngineConfig
 from merfast.errors import ConfigError, MerfastError, UntrainedWarning
 from merfast.media.source import Source, source_name
+from merfast.media.tracks import FacesAt
 from merfast.media.windows import WindowSpec
 from merfast.parallel import Crew
 from merfast.plan import Plan, make_plan
@@ -361,6 +362,7 @@ class Engine:
         faces: str | None = None,
         smoothing: float | None = None,
         explain: bool = False,
+        watch: Callable[[FacesAt], None] | None = None,
     ) -> Iterator[Prediction]:
         """Predict windows of one item, lazily and in order; memory does not grow with its length.
 
@@ -374,6 +376,7 @@ class Engine:
             faces: "main" or "all", instead of the engine's own.
             smoothing: seconds, the time constant of an exponential average over the predictions so far; None for none.
             explain: whether to fill `Prediction.attention`, which is never smoothed.
+            watch: called with the boxes and tracks of the faces in each sampled picture, in a thread of the engine's.
 
         Returns:
             An iterator of predictions with `start` and `end`. The last window ends with the media. A window with
@@ -388,10 +391,10 @@ class Engine:
         smoother = None if smoothing is None else Smoother(smoothing)
         spec, every = self._spec(window, hop, explain), self._every_face(faces)
         if self._crew is not None:
-            predictions = self._crew.timeline(item, spec, every_face=every)
+            predictions = self._crew.timeline(item, spec, every_face=every, watch=watch)
         else:
             (worker,) = self._workers
-            predictions = worker.timeline(*worker.readers([item], spec, every_face=every))
+            predictions = worker.timeline(*worker.readers([item], spec, every_face=every, watch=watch))
         return predictions if smoother is None else _smoothed(predictions, smoother)
 
     def _spec(self, window: float, hop: float, explain: bool) -> WindowSpec:

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 from merfast.media.source import Source
+from merfast.media.tracks import Watch
 from merfast.media.windows import WindowSpec
 from merfast.pipeline import STUCK, ItemReader, Prefetch
 from merfast.trace import span
@@ -98,11 +99,12 @@ class Crew:
             for stream in streams:
                 stream.close(max(0.0, deadline - time.monotonic()))
 
-    def timeline(self, item: Source, spec: WindowSpec, *, every_face: bool) -> Iterator[Prediction]:
+    def timeline(
+        self, item: Source, spec: WindowSpec, *, every_face: bool, watch: Watch | None = None
+    ) -> Iterator[Prediction]:
         """The windows of one item, on the worker that has the fewest items in hand when the first is asked for."""
-        return self._timeline(
-            [r for worker in self._workers for r in worker.readers([item], spec, every_face=every_face)]
-        )
+        readers = (worker.readers([item], spec, every_face=every_face, watch=watch) for worker in self._workers)
+        return self._timeline([reader for each in readers for reader in each])
 
     def _timeline(self, readers: Sequence[ItemReader]) -> Iterator[Prediction]:
         with self._call() as in_hand:

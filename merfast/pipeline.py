@@ -21,7 +21,7 @@ from merfast.media.faces import Box, Detector, make_detector
 from merfast.media.interrupt import interruptible
 from merfast.media.lookers import FrameLooker, Looker
 from merfast.media.source import Source
-from merfast.media.tracks import FaceSource, FaceTracker, GivenFaces
+from merfast.media.tracks import FaceSource, FaceTracker, GivenFaces, Watch, WatchedFaces
 from merfast.media.windows import Windower, WindowSpec
 from merfast.ops import crop_norm, crop_norm_cpu
 from merfast.ops.crop_norm import Crop, CropSpec
@@ -176,8 +176,10 @@ class ItemReader:
         *,
         every_face: bool,
         threads: int,
+        watch: Watch | None = None,
     ) -> None:
         self.name = name
+        self._watch = watch
         self.warnings: list[str] = []
         self._source, self._plan, self._spec = source, plan, spec
         self._preprocessing, self._reads = config.preprocessing, config.modalities
@@ -218,6 +220,8 @@ class ItemReader:
         try:
             self.warnings = media.info.warnings
             faces = self._face_source(detector, given)
+            if faces is not None and self._watch is not None:
+                faces = WatchedFaces(faces, self._watch)
             windower = Windower(
                 media.info, faces, self._spec, self._preprocessing, every_face=self._every_face, reads=self._reads
             )

@@ -16,6 +16,7 @@ from merfast.errors import MediaError, MerfastError
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure, SubFigure
 
 EMOTIONS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
 """The six classes in MER 2023 order."""
@@ -322,6 +323,22 @@ class Prediction:
         if self.attention is not None:
             out["attention"] = self.attention.to_dict()
         return out
+
+    def plot(self, figure: Figure | SubFigure | None = None) -> Figure | SubFigure:
+        """Draw it with matplotlib: over time where it has `windows`, else a bar for each emotion and the valence.
+
+        Args:
+            figure: an empty one to draw into; None makes one.
+
+        Returns:
+            The figure; `savefig` writes it. `merfast.plots.plot_timeline` draws a whole timeline.
+
+        Raises:
+            UnavailableError: matplotlib is not installed.
+        """
+        from merfast.plots import plot_prediction
+
+        return plot_prediction(self, figure)
 
     def __repr__(self) -> str:
         if self.emotion is None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from merfast.config import BundleConfig, EngineConfig
 from merfast.inference import Inference
 from merfast.media.faces import Detector, DetectorEach, make_detector
 from merfast.media.source import Source, source_name
+from merfast.media.tracks import Watch
 from merfast.media.windows import WindowSpec
 from merfast.passes import predict_items, predict_timeline
 from merfast.pipeline import ItemReader, items_ahead, prefetch_each, warm_up
@@ -51,12 +53,15 @@ class Worker:
         warm_up(self.plan, described)
         self.inference = Inference(root, described, self.plan, threads=threads, batch_seconds=config.batch_seconds)
 
-    def readers(self, sources: Sequence[Source], spec: WindowSpec, *, every_face: bool) -> list[ItemReader]:
-        """What reads each item into windows; nothing is opened yet."""
+    def readers(
+        self, sources: Sequence[Source], spec: WindowSpec, *, every_face: bool, watch: Watch | None = None
+    ) -> list[ItemReader]:
+        """What reads each item into windows; nothing is opened yet. `watch` is shown all faces."""
         threads = self._threads if len(sources) == 1 else 1
         config = self.inference.bundle.config
+        more: dict[str, Any] = {"every_face": every_face, "threads": threads, "watch": watch}
         return [
-            ItemReader(source, source_name(source, i), self.plan, config, spec, every_face=every_face, threads=threads)
+            ItemReader(source, source_name(source, i), self.plan, config, spec, **more)
             for i, source in enumerate(sources)
         ]
 

@@ -12,6 +12,7 @@ from merfast.config import Preprocessing
 from merfast.media.audio import AudioBuffer, AudioTrack
 from merfast.media.decode import AudioChunk, Event, Frame, FrameSampler, MediaInfo
 from merfast.media.decode_arrays import ArrayFrame
+from merfast.media.faces import Box
 from merfast.media.tracks import FacesAt, FaceView
 from merfast.media.windows import Windower, WindowSpec
 from merfast.types import SAMPLE_RATE, Window
@@ -49,7 +50,7 @@ class Scripted:
 
     def view(self, frame: Frame) -> FacesAt:
         crop = {n: np.full((8, 8, 3), n, dtype=np.uint8) for n, *_ in self.script}
-        seen = {n: FaceView(crop[n], w) for n, w, a, b in self.script if a <= frame.time < b}
+        seen = {n: FaceView(crop[n], w, Box(0.5, 0.5, 0.2)) for n, w, a, b in self.script if a <= frame.time < b}
         self.until = frame.time
         return FacesAt(frame.time, seen)
 

@@ -54,6 +54,7 @@ class FaceView:
 
     crop: Crops  # [S, S, 3] uint8 RGB, on the CPU or on a device
     weight: float  # how much this face is the picture's subject: its size and centrality, in [0, 1]
+    box: Box  # in units of the upright picture's width
 
 
 @dataclass(slots=True)
@@ -62,6 +63,9 @@ class FacesAt:
 
     time: float
     faces: dict[int, FaceView] = field(default_factory=dict)
+
+
+Watch = Callable[[FacesAt], None]
 
 
 @dataclass
@@ -92,8 +96,9 @@ class _Track:
 class FaceSource(Protocol):
     """Turns sampled frames of one source into face crops by track."""
 
-    until: float
-    """Seconds: all frames before this have come out."""
+    @property
+    def until(self) -> float:
+        """Seconds: all frames before this have come out."""
 
     def push(self, frame: Frame) -> Iterator[FacesAt]:
         """Add the next sampled frame; yields the frames that have become certain, in order."""
@@ -114,7 +119,9 @@ class GivenFaces:
 
     def push(self, frame: Frame) -> Iterator[FacesAt]:
         self.until = frame.time
-        yield FacesAt(frame.time, {0: FaceView(resize(frame.rgb(), self._crop_size), 1.0)})
+        high = frame.height / frame.width
+        whole = Box(0.5, high / 2, min(1.0, high))
+        yield FacesAt(frame.time, {0: FaceView(resize(frame.rgb(), self._crop_size), 1.0, whole)})
 
     def settle(self, time: float) -> Iterator[FacesAt]:
         self.until = max(self.until, time)
@@ -122,6 +129,36 @@ class GivenFaces:
 
     def flush(self) -> Iterator[FacesAt]:
         return iter(())
+
+
+class WatchedFaces:
+    """Shows somebody what a source of faces says.
+
+    Args:
+        faces: the source.
+        watch: called with each picture's faces, in order of time.
+    """
+
+    def __init__(self, faces: FaceSource, watch: Watch) -> None:
+        self._faces, self._watch = faces, watch
+
+    @property
+    def until(self) -> float:
+        return self._faces.until
+
+    def push(self, frame: Frame) -> Iterator[FacesAt]:
+        return self._shown(self._faces.push(frame))
+
+    def settle(self, time: float) -> Iterator[FacesAt]:
+        return self._shown(self._faces.settle(time))
+
+    def flush(self) -> Iterator[FacesAt]:
+        return self._shown(self._faces.flush())
+
+    def _shown(self, views: Iterator[FacesAt]) -> Iterator[FacesAt]:
+        for view in views:
+            self._watch(view)
+            yield view
 
 
 class _Act(Enum):
@@ -308,7 +345,7 @@ class FaceTracker:
             cut = self._looker.crops(wanted)
         for (frame, _), boxes, crops in zip(certain, faces, cut, strict=True):
             views = {
-                number: FaceView(crop, _subject(box, frame.width, frame.height))
+                number: FaceView(crop, _subject(box, frame.width, frame.height), box.scaled(1 / frame.width))
                 for (number, box), crop in zip(boxes.items(), crops, strict=True)
             }
             self.until = frame.time
