@@ -57,3 +57,19 @@ def _check_distinct(sources: Sequence[Source]) -> None:
         first = seen.setdefault(id(source), i) if is_file_object(source) else i
         if first != i:
             raise ConfigError(f"items: {i} is the same open file as {first}, expected each to be read once")
+
+
+def check_session(*, name: object, overload: object, on_result: object, priority: object) -> None:
+    """Check what `Engine.session` was given.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"name: got {name!r}, expected a text")
+    if overload not in ("reject", "wait"):
+        raise ConfigError(f"overload: got {overload!r}, expected 'reject' or 'wait'")
+    if on_result is not None and not callable(on_result):
+        raise ConfigError(f"on_result: got {on_result!r}, expected a callable")
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        raise ConfigError(f"priority: got {priority!r}, expected a whole number")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, NoReturn, overload
 
 from merfast import bundle as bundles
-from merfast.arguments import check_explain, check_process, checked, joined
+from merfast.arguments import check_explain, check_process, check_session, checked, joined
 from merfast.config import EngineConfig
 from merfast.errors import ConfigError, MerfastError, UntrainedWarning
 from merfast.media.source import Source, source_name
@@ -25,7 +25,7 @@ from merfast.media.windows import WindowSpec
 from merfast.parallel import Crew
 from merfast.plan import Plan, make_plan
 from merfast.scheduler import Scheduler
-from merfast.session import Session, check_options
+from merfast.session import Session
 from merfast.smoothing import Smoother
 from merfast.submitted import Request
 from merfast.types import Failure, Prediction, is_number
@@ -312,7 +312,7 @@ class Engine:
             UsageError: the engine is draining or closed.
         """
         check_process()
-        check_options(name=name, overload=overload, on_result=on_result, priority=priority)
+        check_session(name=name, overload=overload, on_result=on_result, priority=priority)
         if smoothing is not None:
             Smoother(smoothing)
         scheduler = self._least_busy()

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import numpy.typing as npt
 
-from merfast.errors import ConfigError, MerfastError, OverloadedError, UsageError
+from merfast.errors import MerfastError, OverloadedError, UsageError
 from merfast.media.inbox import Inbox
 from merfast.media.pushed import mono
 from merfast.media.windows import WindowSpec
@@ -396,19 +396,3 @@ class Session:
             told = [stream.told(result) for result in results]
             self._windows += len(told)
         self._results.put(told)
-
-
-def check_options(*, name: object, overload: object, on_result: object, priority: object) -> None:
-    """Check what `Engine.session` was given.
-
-    Raises:
-        ConfigError: a value that cannot be used.
-    """
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"name: got {name!r}, expected a text")
-    if overload not in ("reject", "wait"):
-        raise ConfigError(f"overload: got {overload!r}, expected 'reject' or 'wait'")
-    if on_result is not None and not callable(on_result):
-        raise ConfigError(f"on_result: got {on_result!r}, expected a callable")
-    if not isinstance(priority, int) or isinstance(priority, bool):
-        raise ConfigError(f"priority: got {priority!r}, expected a whole number")

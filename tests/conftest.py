@@ -6,10 +6,13 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from recordings import read
 
+from merfast.demo import make_clip
 from merfast.errors import UnavailableError
 
 # A slow machine is no failure: tests do not assert times.
@@ -117,3 +120,17 @@ def yunet_model(data_dir: Path) -> Path:
     if not file.is_file():
         pytest.skip(f"no YuNet detector in {file.parent}")
     return file
+
+
+@pytest.fixture(scope="session")
+def demo_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        return make_clip(tmp_path_factory.mktemp("live") / "face.mp4", seconds=6.0)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def recording(demo_clip: Path) -> list[tuple[float, Any, int]]:
+    """Events of the demo clip: time, picture or samples, sampling rate or 0."""
+    return read(demo_clip)

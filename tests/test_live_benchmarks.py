@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import live_capacity, live_overload, live_sides, live_soak, timeline_hour, videos
+from benchmarks import live_capacity, live_overload, live_phases, live_sides, live_soak, timeline_hour, videos
 from benchmarks.live_chaos import Chaos
 from benchmarks.live_ledger import Ledger
-from benchmarks.live_overload import Phases, Record, Run
+from benchmarks.live_phases import Phases, Record, Run
 from merfast.engine import Engine
 from merfast.errors import MediaError, OverloadedError
 from merfast.live_bench import Pace, measure, quantiles
@@ -294,7 +294,7 @@ def record(due: float, code: str = "done", latency: float = 0.1) -> Record:
 def test_an_overload_is_told_by_phases() -> None:
     phases = Phases(0.0, 10.0, 20.0, 30.0)
     records = [record(5.0), record(12.0, latency=0.4), record(13.0, "refused", 0.6), record(25.0), record(31.0)]
-    found = live_overload.summary(records, phases)
+    found = live_phases.summary(records, phases)
     assert [row["offered"] for row in found.values()] == [1, 2, 1]
     assert found["overload"]["refused"] == 1
     assert found["overload"]["latency"]["max"] == pytest.approx(0.4)
@@ -306,10 +306,10 @@ def test_an_overload_is_told_by_phases() -> None:
 def test_recovery_is_when_all_slices_are_in_time() -> None:
     phases = Phases(0.0, 10.0, 20.0, 30.0)
     good = [record(20.0 + 0.25 * i) for i in range(40)]
-    assert live_overload.recovery(good, phases, 0.5) == 0.0
-    assert live_overload.recovery([*good, record(22.1, "refused")], phases, 0.5) == 3.0
-    assert live_overload.recovery([*good, record(24.6, latency=0.7)], phases, 0.5) == 5.0
-    assert live_overload.recovery([*good, record(29.5, "refused")], phases, 0.5) == math.inf
+    assert live_phases.recovery(good, phases, 0.5) == 0.0
+    assert live_phases.recovery([*good, record(22.1, "refused")], phases, 0.5) == 3.0
+    assert live_phases.recovery([*good, record(24.6, latency=0.7)], phases, 0.5) == 5.0
+    assert live_phases.recovery([*good, record(29.5, "refused")], phases, 0.5) == math.inf
 
 
 def test_an_overload_is_judged() -> None:
@@ -318,18 +318,18 @@ def test_an_overload_is_judged() -> None:
         return {"before": calm, "overload": calm | overload, "after": calm}
 
     fine = found({"refused": 5})
-    assert live_overload.checks(fine, 2.0, 0.5, 5.0) == []
-    assert "nothing was refused" in live_overload.checks(found({}), 2.0, 0.5, 5.0)[0]
-    assert "p95 is 2.00 s" in live_overload.checks(found({"refused": 5, "latency": quantiles([2.0])}), 2.0, 0.5, 5.0)[0]
-    assert "1 failed" in live_overload.checks(found({"refused": 5, "failed": 1}), 2.0, 0.5, 5.0)[0]
-    assert "after inf s" in live_overload.checks(fine, math.inf, 0.5, 5.0)[0]
+    assert live_phases.checks(fine, 2.0, 0.5, 5.0) == []
+    assert "nothing was refused" in live_phases.checks(found({}), 2.0, 0.5, 5.0)[0]
+    assert "p95 is 2.00 s" in live_phases.checks(found({"refused": 5, "latency": quantiles([2.0])}), 2.0, 0.5, 5.0)[0]
+    assert "1 failed" in live_phases.checks(found({"refused": 5, "failed": 1}), 2.0, 0.5, 5.0)[0]
+    assert "after inf s" in live_phases.checks(fine, math.inf, 0.5, 5.0)[0]
 
 
 def test_all_windows_of_an_overload_are_accounted_for(engine: Engine, face_clip: Path) -> None:
     media = [live_overload.decoded(str(face_clip), 2.0)]
     run = live_overload.overload_sessions(engine, media, 2, (1.0, 2.0, 1.0), window=1.0, hop=0.5)
     assert run.violations == []
-    found = live_overload.summary(run.records, run.phases)
+    found = live_phases.summary(run.records, run.phases)
     assert found["overload"]["offered"] > found["before"]["offered"] > 0
     assert all(row["done"] == row["offered"] for row in found.values())
 

@@ -13,69 +13,18 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from recordings import SIZE, push, same, sound
 
 import merfast
-from merfast.demo import make_clip
-from merfast.errors import ConfigError, MediaError, OverloadedError, UnavailableError, UsageError
+from merfast.errors import MediaError, OverloadedError, UsageError
 from merfast.session import Session
 from merfast.types import Failure, Prediction
-
-SIZE = (96, 128)
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[merfast.Engine]:
     with merfast.Engine(device="cpu", detector="haar", latency_ms=60_000) as engine:
         yield engine
-
-
-@pytest.fixture(scope="module")
-def demo_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        return make_clip(tmp_path_factory.mktemp("live") / "face.mp4", seconds=6.0)
-    except UnavailableError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def recording(demo_clip: Path) -> list[tuple[float, Any, int]]:
-    """Events of the demo clip: time, picture or samples, sampling rate or 0."""
-    return read(demo_clip)
-
-
-def read(path: Path) -> list[tuple[float, Any, int]]:
-    events: list[tuple[float, Any, int]] = []
-    with av.open(str(path)) as container:
-        start = (container.start_time or 0) / av.time_base
-        for packet in container.demux(container.streams.video[0], container.streams.audio[0]):
-            for frame in packet.decode():
-                if isinstance(frame, av.VideoFrame):
-                    events.append((frame.time - start, frame, 0))
-                else:
-                    events.append((frame.time - start, frame.to_ndarray().T, frame.sample_rate))
-    return sorted(events, key=lambda event: event[0])
-
-
-def push(session: Session, events: list[tuple[float, Any, int]], shift: float = 0.0) -> None:
-    for time, media, rate in events:
-        if rate:
-            session.push_audio(media, rate, time + shift)
-        else:
-            session.push_frame(media, time + shift)
-
-
-def same(got: list[Any], expected: list[Prediction], shift: float = 0.0, most: float = 1e-4) -> None:
-    """Times that are moved are rounded: where a box lies between two pixels, it may become the other one."""
-    assert [type(p) for p in got] == [Prediction] * len(expected)
-    for a, b in zip(got, expected, strict=True):
-        assert (a.start, a.end) == pytest.approx((b.start + shift, b.end + shift), abs=1e-6)
-        assert np.abs(a.probabilities - b.probabilities).max() < most
-        assert a.valence == pytest.approx(b.valence, abs=10 * most)
-        assert (a.modalities, a.face_coverage, a.track) == (b.modalities, b.face_coverage, b.track)
-
-
-def sound(seconds: float = 1.0, rate: int = 16_000, level: float = 0.1) -> np.ndarray:
-    return (np.random.default_rng(0).standard_normal(round(seconds * rate)) * level).astype(np.float32)
 
 
 @pytest.mark.parametrize(("window", "hop", "shift"), [(2.0, 0.5, 0.0), (1.0, 1.0, 1.7e9), (1.5, 0.4, -3.0)])
@@ -219,100 +168,6 @@ def test_cancel_drops_what_waits(engine: merfast.Engine, recording: list[tuple[f
     assert "over" in repr(session)
 
 
-@pytest.mark.parametrize(
-    ("samples", "rate", "message"),
-    [
-        (np.array([0.1, np.nan], np.float32), 16_000, "1 NaN or infinite samples of 2"),
-        (np.full(4, 3e4, np.float32), 16_000, "expected a full scale of 1"),
-        (np.zeros(4, np.int32), 16_000, r"sound: got int32 \[4\], expected float or int16"),
-        (np.zeros((2, 2, 2)), 16_000, r"sound: got float64 \[2, 2, 2\]"),
-        (np.zeros(4), 0, "a rate of 0, expected a whole number of Hz"),
-        (np.zeros(4), 16_000.5, r"a rate of 16000\.5"),
-        ("noise", 16_000, "sound: got <U5"),
-    ],
-)
-def test_bad_sound_is_refused_and_changes_nothing(
-    engine: merfast.Engine, samples: Any, rate: Any, message: str
-) -> None:
-    with engine.session(window=1.0, hop=1.0, name="mic") as session:
-        with pytest.raises(MediaError, match=f"mic: .*{message}"):
-            session.push_audio(samples, rate, 0.0)
-        session.push_audio(sound(2.0), 16_000, 5.0)
-    assert [(r.start, r.end) for r in session] == [(5.0, 6.0), (6.0, 7.0)]
-
-
-@pytest.mark.parametrize(
-    ("picture", "message"),
-    [
-        (np.zeros((4, 4), np.uint8), r"got uint8 \[4, 4\], expected uint8 \[H, W, 3\]"),
-        (np.zeros((4, 4, 3), np.float32), r"got float32 \[4, 4, 3\]"),
-        (np.zeros((0, 4, 3), np.uint8), r"got uint8 \[0, 4, 3\]"),
-        ((np.zeros((4, 4), np.uint8), np.zeros((2, 3), np.uint8)), r"got planes uint8 \[4, 4\], uint8 \[2, 3\]"),
-        ((np.zeros((3, 4), np.uint8), np.zeros((1, 4), np.uint8)), r".*; H and W even"),
-        (None, r"got object \[\]"),
-    ],
-)
-def test_bad_pictures_are_refused_and_change_nothing(engine: merfast.Engine, picture: Any, message: str) -> None:
-    with engine.session(window=1.0, hop=1.0, name="camera") as session:
-        with pytest.raises(MediaError, match=f"camera: picture: {message}"):
-            session.push_frame(picture, 0.0)
-        for i in range(10):
-            session.push_frame(np.zeros((*SIZE, 3), np.uint8), 5.0 + i / 10)
-    assert [r.start for r in session] == [5.0]
-
-
-def test_a_picture_of_another_size(engine: merfast.Engine) -> None:
-    with engine.session() as session:
-        session.push_frame(np.zeros((90, 160, 3), np.uint8), 0.0)
-        with pytest.raises(
-            MediaError, match=r"got 80 x 45 pixels, expected 160 x 90 as before \(reset\(\) starts anew"
-        ):
-            session.push_frame(np.zeros((45, 80, 3), np.uint8), 0.1)
-        session.push_frame(np.zeros((90, 160, 3), np.uint8), 0.2)
-        session.reset()
-        session.push_frame(np.zeros((45, 80, 3), np.uint8), 0.0)
-
-
-def test_two_threads_may_not_push_one_track_but_each_its_own(
-    engine: merfast.Engine, recording: list[tuple[float, Any, int]], demo_clip: Path
-) -> None:
-    inside, go_on = threading.Event(), threading.Event()
-
-    class Slow:
-        """Samples that take their time to be read."""
-
-        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-            inside.set()
-            assert go_on.wait(30)
-            return sound()
-
-    with engine.session() as session:
-        pusher = threading.Thread(target=session.push_audio, args=(Slow(), 16_000, 0.0))
-        pusher.start()
-        assert inside.wait(30)
-        with pytest.raises(UsageError, match="two threads push sound at once, expected one"):
-            session.push_audio(sound(), 16_000, 1.0)
-        session.push_frame(np.zeros((*SIZE, 3), np.uint8), 0.0)  # the other track is another thread's
-        go_on.set()
-        pusher.join(30)
-        session.push_audio(sound(), 16_000, 1.0)
-    with engine.session(window=2.0, hop=1.0) as session:
-        tracks = [[e for e in recording if bool(e[2]) is kept] for kept in (True, False)]
-        meet = threading.Barrier(2)
-
-        def paced(events: list[tuple[float, Any, int]]) -> None:
-            for i in range(99):
-                meet.wait(30)
-                push(session, [e for e in events if i * 0.1 <= e[0] < (i + 1) * 0.1])
-
-        threads = [threading.Thread(target=paced, args=(track,)) for track in tracks]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    same(list(session), list(engine.timeline(demo_clip, window=2.0, hop=1.0)))
-
-
 def test_what_comes_out_does_not_depend_on_other_streams(
     engine: merfast.Engine, recording: list[tuple[float, Any, int]], demo_clip: Path
 ) -> None:
@@ -338,32 +193,6 @@ def test_what_comes_out_does_not_depend_on_other_streams(
     assert all(str(error).startswith("3: ") for error in errors)
 
 
-def test_a_window_that_cannot_be_cut_fails_alone(
-    engine: merfast.Engine, recording: list[tuple[float, Any, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from merfast.media.faces import DetectorEach
-
-    calls = 0
-    original = DetectorEach.detect
-
-    def broken(self: DetectorEach, image: np.ndarray) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise RuntimeError("odd picture")
-        return original(self, image)
-
-    monkeypatch.setattr(DetectorEach, "detect", broken)
-    with engine.session(window=1.0, hop=1.0) as session:
-        push(session, recording)
-    results = list(session)
-    failures = [r for r in results if isinstance(r, Failure)]
-    assert len(failures) == 1
-    assert "odd picture" in str(failures[0].error)
-    assert failures[0].end - failures[0].start == pytest.approx(1.0)
-    assert [r.start for r in results] == [float(i) for i in range(len(results))]
-
-
 def test_what_is_too_late_is_refused_and_the_rest_goes_on(recording: list[tuple[float, Any, int]]) -> None:
     """An engine that cannot keep up: every window has a result, and a refusal says so."""
     with merfast.Engine(device="cpu", detector="haar", latency_ms=1) as engine:
@@ -383,6 +212,28 @@ def test_what_is_too_late_is_refused_and_the_rest_goes_on(recording: list[tuple[
             assert session.stats.refused == len(failures)
             refused += len(failures)
         assert refused > 6
+
+
+def test_pictures_of_a_stream_that_is_shed_are_not_looked_at(
+    recording: list[tuple[float, Any, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    with merfast.Engine(device="cpu", detector="haar") as engine:
+        session = engine.session(window=2.0, hop=1.0)
+        monkeypatch.setattr(session._scheduler.admission, "admits", lambda *args: False)
+        detector = session._scheduler.worker.detector
+        assert detector is not None
+        find = detector.detect
+        monkeypatch.setattr(detector, "detect", lambda image: looks.append(1) or find(image))
+        push(session, recording)
+        session.close()
+        results = list(session)
+        spans = [(r.start, r.end) for r in results]
+        assert spans == [(k, k + 2.0) for k in range(len(spans))]
+        assert len(spans) >= 5
+        assert {type(r.error) for r in results if isinstance(r, Failure)} == {OverloadedError}
+        assert session.stats.refused == session.stats.windows == len(results)
+    assert not looks
 
 
 def test_what_can_wait_is_held_up_instead(
@@ -440,31 +291,6 @@ def test_an_engine_that_nobody_holds_ends_its_threads(recording: list[tuple[floa
     gc.collect()
     assert gone() is None
     assert threading.active_count() == before
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"window": 99.0}, "window: got 99.0"),
-        ({"hop": 0}, "hop: got 0"),
-        ({"faces": "some"}, "faces: got 'some'"),
-        ({"smoothing": -1.0}, "smoothing: got -1.0"),
-        ({"overload": "drop"}, "overload: got 'drop', expected 'reject' or 'wait'"),
-        ({"name": ""}, "name: got ''"),
-        ({"on_result": 3}, "on_result: got 3"),
-        ({"priority": "high"}, "priority: got 'high'"),
-    ],
-)
-def test_bad_options(engine: merfast.Engine, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        engine.session(**options)
-
-
-@pytest.mark.parametrize("option", ["max_wait_ms", "latency_ms", "max_queue"])
-@pytest.mark.parametrize("value", [-1, "5", None, float("nan"), float("inf"), True])
-def test_bad_limits(option: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"{option}: got "):
-        merfast.Engine(device="cpu", **{option: value})
 
 
 def test_a_window_comes_before_anything_after_it(
