@@ -20,6 +20,7 @@ from merfast.cli_bench import add_bench
 from merfast.cli_bundle import add_bundle, add_compile, add_info
 from merfast.cli_live import add_live
 from merfast.cli_profile import add_profile
+from merfast.cli_report import add_report
 from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add_compile(commands)
     add_profile(commands, engine, _engine)
     add_live(commands, engine, _engine)
+    add_report(commands, engine, _engine)
     add_bench(commands, engine, _engine)
 
     plan = commands.add_parser("plan", parents=[engine], help="show which implementation runs each step, and why")
