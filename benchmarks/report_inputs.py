@@ -55,7 +55,7 @@ def browser(executable: str) -> Iterator[Browser]:
 def synthetic(
     seconds: float, *, window: float = 4.0, hop: float = 1.0, faces: int = 1, explain: bool = False, seed: int = 0
 ) -> list[Prediction]:
-    """Results of a medium that was never there: moods that drift, faces that come and go, and silence."""
+    """Results of a medium that was never there: moods that drift over a minute, faces that come and go, and silence."""
     rng = np.random.default_rng(seed)
     count = max(1, int((seconds - window) / hop) + 1)
     courses = [_course(rng, count, hop) for _ in range(faces)]
@@ -101,11 +101,11 @@ def _with_others(main: Prediction, others: Sequence[Prediction]) -> Prediction:
 
 
 def _course(rng: np.random.Generator, count: int, hop: float) -> tuple[np.ndarray, np.ndarray]:
-    """`[count, 6]` probabilities and `[count]` valence that drift over tens of seconds."""
-    steps = rng.normal(size=(count + 200, 6))
-    length = max(2, round(12 / hop))
+    """`[count, 6]` probabilities and `[count]` valence that drift over a minute."""
+    steps = rng.normal(size=(count + 400, 6))
+    length = max(2, round(40 / hop))
     kernel = np.hanning(2 * length + 1)
-    drift = np.stack([np.convolve(s, kernel / np.sqrt((kernel**2).sum()), "same") for s in steps.T], axis=1)[100:-100]
+    drift = np.stack([np.convolve(s, kernel / np.sqrt((kernel**2).sum()), "same") for s in steps.T], axis=1)[200:-200]
     scores = 2.2 * drift + np.array([0.6, 0, 0.3, 0, 0, -0.6]) + 0.25 * rng.normal(size=(count, 6))
     raised = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities = (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -115,7 +115,7 @@ def _course(rng: np.random.Generator, count: int, hop: float) -> tuple[np.ndarra
 
 def _stretches(rng: np.random.Generator, count: int, hop: float, part: float) -> np.ndarray:
     """`[count]` bool, true in stretches of half a minute or so that are `part` of the time."""
-    noise = np.convolve(rng.normal(size=count + 200), np.hanning(2 * max(2, round(15 / hop)) + 1), "same")[100:-100]
+    noise = np.convolve(rng.normal(size=count + 400), np.hanning(2 * max(2, round(15 / hop)) + 1), "same")[200:-200]
     return noise > np.quantile(noise, 1 - part) if count > 20 else np.zeros(count, dtype=bool)
 
 

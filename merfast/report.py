@@ -94,7 +94,9 @@ def write_report(
         "card": report_card.card(bundle),
         "version": __version__,
         "data": _json(_data(course, prepared)),
-        "legend": "".join(f'<li><i class="dot {e}"></i>{e}</li>' for e in EMOTIONS),
+        "legend": "".join(
+            f'<button type="button" aria-pressed="false"><i class="dot {e}"></i>{e}</button>' for e in EMOTIONS
+        ),
         "media": _chunks(prepared.content),
     }
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merfast.report_moments import Moment
+from merfast.report_moments import Moment, signed
 from merfast.report_series import Course, Series
 from merfast.types import EMOTIONS
 
@@ -39,8 +39,8 @@ def text(value: object) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`M:SS`, or `H:MM:SS` from an hour on; with tenths where they are not zero."""
-    tenths = round(seconds * 10)
+    """`M:SS`, or `H:MM:SS` from an hour on; with tenths in the first minute where they are not zero."""
+    tenths = round(seconds * 10) if seconds < 60 else 10 * round(seconds)
     whole, rest = divmod(tenths, 10)
     minutes, second = divmod(whole, 60)
     hours, minute = divmod(minutes, 60)
@@ -52,9 +52,7 @@ def summary(course: Course) -> str:
     """A table with a row for each series: shares of time, valence, and coverage."""
     head = "".join(f'<th scope="col"><i class="dot {e}"></i>{e}</th>' for e in EMOTIONS)
     rows = "\n".join(_row(course, series) for series in course.series)
-    return f"""<table>
-<caption>Share of time that each emotion was the most probable one, valence from -5 to 5, and share of time with a face
-and with a voice. A window counts for the time around its middle.</caption>
+    return f"""<table aria-describedby="summary-hint">
 <thead><tr><th scope="col">Who</th><th scope="col">Time</th>{head}
 <th scope="col">Valence<br><small>mean</small></th><th scope="col"><br><small>least</small></th>
 <th scope="col"><br><small>most</small></th><th scope="col">Face</th><th scope="col">Voice</th></tr></thead>
@@ -82,7 +80,7 @@ def _row(course: Course, series: Series) -> str:
     mean = float(np.average(valence, weights=np.maximum(cells[known], 1e-9)))
     face = float((series.coverage * cells)[present].sum()) / seen
     voice = float(cells[present & series.used["audio"]].sum()) / seen
-    numbers = "".join(f"<td>{v:+.2f}</td>" for v in (mean, valence.min(), valence.max()))
+    numbers = "".join(f"<td>{signed(float(v), 2)}</td>" for v in (mean, valence.min(), valence.max()))
     return f"<tr>{name}{parts}{numbers}<td>{face:.0%}</td><td>{voice:.0%}</td></tr>"
 
 
@@ -124,7 +122,8 @@ def card(config: BundleConfig | None) -> str:
         "Streams": streams,
         "Structures": ", ".join(config.fusion.structures),
     }
-    rows |= {f"Made by: {k}": str(v) for k, v in config.provenance.items() if isinstance(v, (str, int, float))}
+    made = [f"{k} {v}" for k, v in config.provenance.items() if isinstance(v, (str, int, float))]
+    rows["Made by"] = "; ".join(made) or "not stated"
     items = "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in rows.items())
     return f"{_notes([*notes, *ABOUT])}\n<dl>{items}</dl>\n{_scores(config.metrics, pseudo=composites)}"
 
@@ -148,7 +147,7 @@ def _scores(metrics: Mapping[str, Any], *, pseudo: bool) -> str:
     head = "".join(f'<th scope="col">{label}</th>' for label in ("set", "given", *names.values()))
     note = " Valence was scored on pseudo-labels." if pseudo else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Scores of the model"><table>'
-        f"<caption>Scores that the bundle states, as measured when it was trained.{note}</caption>"
+        f'<p class="hint">Scores that the bundle states, as measured when it was trained.{note}</p>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Scores of the model"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

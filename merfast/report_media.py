@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -154,9 +154,7 @@ def _repacked(path: Path) -> bytes | None:
             chosen = [s for s in _chosen(source) if s is not None]
             streams = {s.index: target.add_stream_from_template(s) for s in chosen}
             start = (source.start_time or 0) / av.time_base
-            for packet in source.demux(chosen):
-                if packet.dts is None or packet.pts is None or packet.time_base is None:
-                    continue
+            for packet in _timed(source.demux(chosen)):
                 shift = round(start / packet.time_base)
                 packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
                 packet.stream = streams[packet.stream.index]
@@ -164,6 +162,31 @@ def _repacked(path: Path) -> bytes | None:
     except (av.FFmpegError, ValueError):
         return None
     return out.getvalue()
+
+
+def _timed(packets: Iterable[Any]) -> Iterator[Any]:
+    """The packets with decoding times, which Matroska's first ones lack where pictures are reordered.
+
+    Raises:
+        ValueError: a packet has no time of its own.
+    """
+    waiting: dict[int, list[Any]] = {}
+    for packet in packets:
+        if not packet.size:
+            continue
+        if packet.pts is None or packet.time_base is None:
+            raise ValueError("a packet without a time")
+        held = waiting.setdefault(packet.stream.index, [])
+        if packet.dts is None:
+            held.append(packet)
+            continue
+        for back, early in enumerate(reversed(held), 1):
+            early.dts = packet.dts - back * max(1, early.duration or 1)
+        yield from held
+        held.clear()
+        yield packet
+    if any(waiting.values()):
+        raise ValueError("packets without decoding times")
 
 
 def _transcoded(path: Path, kind: str) -> bytes:

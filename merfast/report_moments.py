@@ -14,6 +14,11 @@ from merfast.types import EMOTIONS
 SPOKEN = {"audio": "voice", "video": "face"}
 
 
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
 @dataclass(frozen=True)
 class Moment:
     """A time worth looking at: seconds, the most probable emotion there, and why."""
@@ -91,10 +96,10 @@ def _moment(course: Course, series: Series, i: int, kind: int) -> Moment:
     probabilities = series.probabilities[i]
     emotion = EMOTIONS[int(probabilities.argmax())]
     if kind == 0:
-        return Moment(time, emotion, f"sure of it: {probabilities.max():.0%}")
+        return Moment(time, emotion, f"confidence peaks: {probabilities.max():.0%}")
     if kind == 1:
         before, now = series.valence[i - 1], series.valence[i]
-        return Moment(time, emotion, f"valence {'rises' if now > before else 'falls'} to {now:+.1f}")
+        return Moment(time, emotion, f"valence {'rises' if now > before else 'falls'} to {signed(float(now), 1)}")
     centres = course.edges[0] + course.bin_seconds * (np.arange(len(next(iter(series.attention.values())))) + 0.5)
     inside = np.flatnonzero((centres >= cell[0]) & (centres < cell[1]))
     if len(inside) == 0:
@@ -104,4 +109,4 @@ def _moment(course: Course, series: Series, i: int, kind: int) -> Moment:
         key=lambda found: series.attention[found[0]][found[1]],
     )
     time = min(max(float(centres[k]), float(cell[0])), float(np.nextafter(cell[1], 0)))
-    return Moment(time, emotion, f"most attention, on the {SPOKEN[modality]}")
+    return Moment(time, emotion, f"attention peaks, on the {SPOKEN[modality]}")

@@ -101,7 +101,8 @@ def course_of(results: Iterable[Prediction | Failure], source: str | None = None
     Raises:
         ConfigError: there are no windows, or those of several items and none is `source`.
     """
-    flat, warnings = _flattened(_of_one(list(results), source))
+    given = _of_one(list(results), source)
+    flat, warnings = _flattened(given)
     if not flat:
         why = f": {warnings[0]}" if warnings else ""
         raise ConfigError(f"report: got no windows{why}")
@@ -117,13 +118,13 @@ def course_of(results: Iterable[Prediction | Failure], source: str | None = None
 
     tracks: dict[int, dict[int, Prediction]] = {}
     at = {p.start: i for i, p in enumerate(flat)}
-    for main in mains:
-        for p in (main, *_windows_of_others(main)):
-            if p.track is not None and p.start in at:
-                tracks.setdefault(p.track, {})[at[p.start]] = p
+    others = [p for r in given if isinstance(r, Prediction) for p in _windows_of_others(r)]
+    for p in (*mains, *others):
+        if p.track is not None and p.start in at:
+            tracks.setdefault(p.track, {})[at[p.start]] = p
     of_main = {i: p for i, p in enumerate(flat) if isinstance(p, Prediction)}
     several = len(tracks) > 1
-    label = "Main face of each window" if several else "Face and voice"
+    label = "Main face" if several else "Face and voice"
     series = [_series(label, of_main, edges, width, len(flat))]
     if several:
         order = sorted(tracks, key=lambda t: (-len(tracks[t]), t))

@@ -2,6 +2,7 @@
 
 const lanes = [];
 const colours = {};
+let only = null; // number of the emotion that is drawn alone
 
 function readColours() {
   const style = getComputedStyle(document.documentElement);
@@ -15,14 +16,32 @@ function readColours() {
     return getComputedStyle(probe).getPropertyValue("--colour").trim();
   });
   probe.remove();
+  const tile = document.createElement("canvas").getContext("2d");
+  tile.canvas.width = tile.canvas.height = 8;
+  tile.fillStyle = colours.card;
+  tile.fillRect(0, 0, 8, 8);
+  tile.strokeStyle = colours.faint;
+  tile.globalAlpha = 0.6;
+  for (const x of [-8, 0, 8]) {
+    tile.moveTo(x - 1, 9);
+    tile.lineTo(x + 9, -1);
+  }
+  tile.stroke();
+  colours.missing = tile.createPattern(tile.canvas, "repeat");
 }
 
-function addLane(label, height, paint) {
+function addLane(label, height, paint, scale) {
   const row = document.createElement("div");
   const name = document.createElement("span");
   const canvas = document.createElement("canvas");
   row.className = "lane";
   name.textContent = label;
+  if (scale) {
+    const [top, bottom] = scale.map((text) => Object.assign(document.createElement("small"), { textContent: text }));
+    name.className = "scale";
+    name.prepend(top);
+    name.append(bottom);
+  }
   canvas.style.height = height + "px";
   canvas.setAttribute("aria-hidden", "true");
   row.append(name, canvas);
@@ -33,8 +52,8 @@ function addLane(label, height, paint) {
 function addLanes() {
   document.getElementById("lanes").replaceChildren();
   lanes.length = 0;
-  addLane("Emotions", 150, paintEmotions);
-  addLane("Valence", 96, paintValence);
+  addLane("Emotions", 150, paintEmotions, ["100 %", "0"]);
+  addLane("Valence", 96, paintValence, ["+5", "\u22125"]);
   if (face.attention.video) addLane("Attention to face", 30, (pen, w, h) => paintAttention(pen, w, h, "video"));
   if (face.attention.audio) addLane("Attention to voice", 30, (pen, w, h) => paintAttention(pen, w, h, "audio"));
   addLane("Face seen", 16, (pen, w, h, cells) => paintPresence(pen, h, cells, "face"));
@@ -57,12 +76,14 @@ function paint() {
   if (!width) return;
   const ratio = window.devicePixelRatio || 1;
   const cells = columns(width);
+  const most = cells.reduce((n, c) => Math.max(n, c.windows), 1);
   for (const lane of lanes) lane.paint(penOf(lane.canvas, width, lane.height, ratio), width, lane.height, cells);
   paintOverview(ratio);
   placeCursor();
   const digits = view.to - view.from < 20 ? 1 : 0;
-  document.getElementById("range").textContent =
-    isWhole() ? "" : `${clock(view.from, digits)} \u2013 ${clock(view.to, digits)} of ${clock(END, 0)}`;
+  const span = isWhole() ? "" : `${clock(view.from, digits)} \u2013 ${clock(view.to, digits)} of ${clock(END, 0)}`;
+  const mean = most > 1 ? `means of up to ${most} windows` : "";
+  document.getElementById("range").textContent = [mean, span].filter(Boolean).join("; ");
   document.getElementById("out").disabled = document.getElementById("all").disabled = isWhole();
   document.getElementById("in").disabled = view.to - view.from <= LEAST + 1e-6;
 }
@@ -81,15 +102,16 @@ function penOf(canvas, width, height, ratio) {
 }
 
 function paintEmotions(pen, width, height, cells) {
-  for (const c of cells) if (!c.known) hatch(pen, c.left, 0, c.right - c.left, height);
+  pen.fillStyle = colours.missing;
+  for (const c of cells) if (!c.known) pen.fillRect(c.left, 0, c.right - c.left, height);
   const floors = cells.map(() => height);
   for (let e = 0; e < 6; e++) {
+    if (only !== null && only !== e) continue;
     pen.fillStyle = colours.emotions[e];
     cells.forEach((c, n) => {
       if (!c.known) return;
-      const total = c.sums.reduce((a, b) => a + b, 0);
-      const part = (c.sums[e] / total) * height;
-      pen.fillRect(c.left, floors[n] - part, c.right - c.left, part + (e ? 0.3 : 0));
+      const part = (c.sums[e] / c.total) * height;
+      pen.fillRect(c.left, floors[n] - part, c.right - c.left, part);
       floors[n] -= part;
     });
   }
@@ -102,8 +124,10 @@ function paintValence(pen, width, height, cells) {
   pen.fillStyle = colours.faint;
   pen.fillRect(0, y(0) - 0.5, width, 1);
   for (const c of cells) {
-    if (!c.known) hatch(pen, c.left, 0, c.right - c.left, height);
-    else {
+    if (!c.known) {
+      pen.fillStyle = colours.missing;
+      pen.fillRect(c.left, 0, c.right - c.left, height);
+    } else {
       pen.globalAlpha = 0.28;
       pen.fillStyle = colours.ink;
       const from = c.known > 1 ? c.most : Math.max(0, c.most), to = c.known > 1 ? c.least : Math.min(0, c.least);
@@ -125,9 +149,6 @@ function paintValence(pen, width, height, cells) {
     before = c.known > 0;
   }
   pen.stroke();
-  label(pen, "+5", 4, 11);
-  label(pen, "0", 4, height / 2 - 3);
-  label(pen, "\u22125", 4, height - 5);
 }
 
 function paintAttention(pen, width, height, modality) {
@@ -146,30 +167,14 @@ function paintAttention(pen, width, height, modality) {
 function paintPresence(pen, height, cells, kind) {
   for (const c of cells) {
     const part = c.there ? c[kind] / c.windows : 0;
-    if (part < 1) hatch(pen, c.left, 0, c.right - c.left, height);
+    if (part < 1) {
+      pen.fillStyle = colours.missing;
+      pen.fillRect(c.left, 0, c.right - c.left, height);
+    }
     const tall = height * (kind === "face" ? Math.min(part, c.coverage / c.windows) : part);
     pen.fillStyle = colours[kind === "face" ? "video" : "audio"];
     pen.fillRect(c.left, height - tall, c.right - c.left, tall);
   }
-}
-
-function hatch(pen, left, top, width, height) {
-  pen.save();
-  pen.beginPath();
-  pen.rect(left, top, width, height);
-  pen.clip();
-  pen.fillStyle = colours.card;
-  pen.fillRect(left, top, width, height);
-  pen.strokeStyle = colours.line;
-  pen.lineWidth = 1.5;
-  pen.beginPath();
-  const first = Math.floor((left - height) / 7) * 7; // the same pattern wherever a stretch begins
-  for (let x = first; x < left + width; x += 7) {
-    pen.moveTo(x, top + height);
-    pen.lineTo(x + height, top);
-  }
-  pen.stroke();
-  pen.restore();
 }
 
 function label(pen, text, x, y, align = "left") {

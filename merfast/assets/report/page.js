@@ -58,8 +58,9 @@ function update() {
   mark.hidden = !known;
   if (known) mark.style.left = `${(p.valence + 5) * 10}%`;
   const used = p ? [p.face ? `face seen in ${percent(p.coverage)}` : "", p.voice ? "voice heard" : "", p.why] : [];
-  const valence = known ? `valence ${signed(p.valence)}` : "";
-  $("used").textContent = [valence, ...used].filter(Boolean).join(" \u00b7 ");
+  const valence = known ? `Valence ${signed(p.valence)}` : "\u00a0";
+  $("valence").textContent = valence;
+  $("used").textContent = used.filter(Boolean).join(" \u00b7 ");
   if (playable && !media.paused) announce();
 }
 
@@ -119,7 +120,7 @@ const fingers = new Map();
 let drag = null;
 
 timeline.addEventListener("pointerdown", (event) => {
-  if (event.button) return;
+  if (event.button || event.clientX < area().left) return;
   fingers.set(event.pointerId, event.clientX);
   timeline.setPointerCapture(event.pointerId);
   const xs = [...fingers.values()];
@@ -204,8 +205,21 @@ for (const button of document.querySelectorAll(".moment")) {
   button.addEventListener("click", () => seek(Number(button.dataset.time)));
 }
 
+const legend = [...$("legend").children];
+legend.forEach((button, e) =>
+  button.addEventListener("click", () => {
+    only = only === e ? null : e;
+    $("legend").classList.toggle("one", only !== null);
+    legend.forEach((b, n) => b.setAttribute("aria-pressed", n === only));
+    draw();
+  }),
+);
+
 $("who").hidden = series.length < 2;
-series.forEach((s, n) => $("face").add(new Option(s.label, n)));
+series.forEach((s, n) => {
+  const span = `${clock(edges[s.first], 0)}\u2013${clock(edges[s.first + s.flags.length], 0)}`;
+  $("face").add(new Option(n ? `${s.label}, ${span}` : s.label, n));
+});
 $("face").addEventListener("change", () => {
   face = series[$("face").value];
   addLanes();
@@ -219,7 +233,8 @@ let theme = null; // the reader's choice, for this page
 
 function setTheme(name) {
   document.documentElement.dataset.theme = name;
-  $("theme").setAttribute("aria-pressed", name === "dark");
+  $("theme").textContent = name === "dark" ? "Light" : "Dark";
+  $("theme").setAttribute("aria-label", `Switch to ${name === "dark" ? "light" : "dark"} colours`);
   readColours();
   draw();
 }

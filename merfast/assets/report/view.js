@@ -28,17 +28,20 @@ function follow(time) {
   if (time < view.from || time > view.to) show(time - 0.1 * length, time + 0.9 * length);
 }
 
-/** Averages of the windows that are seen, in columns of whole pixels: `width` of them at most. */
+const COARSE = 3; // pixels of a column, where windows are narrower than that
+
+/** Averages of the windows that are seen, in columns of whole pixels. */
 function columns(width) {
   const from = windowAt(view.from), to = windowAt(view.to);
   const scale = width / (view.to - view.from || 1);
+  const least = (to - from) * COARSE > width ? COARSE : 1;
   const out = [];
   let cell = null;
   for (let i = from; i <= to; i++) {
     const left = Math.max(0, Math.round((edges[i] - view.from) * scale));
     const right = Math.min(width, Math.round((edges[i + 1] - view.from) * scale));
-    if (!cell || left > cell.left) {
-      cell = { left, right: left, there: 0, known: 0, sums: new Float64Array(6), valence: 0, least: 9, most: -9 };
+    if (!cell || left >= cell.left + least) {
+      cell = { left, right: left, there: 0, known: 0, sums: new Float64Array(6), total: 0, valence: 0, least: 9, most: -9 };
       Object.assign(cell, { windows: 0, coverage: 0, face: 0, voice: 0 });
       out.push(cell);
     }
@@ -57,7 +60,10 @@ function columns(width) {
     cell.valence += valence;
     cell.least = Math.min(cell.least, valence);
     cell.most = Math.max(cell.most, valence);
-    for (let e = 0; e < 6; e++) cell.sums[e] += face.probabilities[6 * k + e];
+    for (let e = 0; e < 6; e++) {
+      cell.sums[e] += face.probabilities[6 * k + e];
+      cell.total += face.probabilities[6 * k + e];
+    }
   }
   for (let c = 0; c + 1 < out.length; c++) out[c].right = out[c + 1].left;
   return out.filter((c) => c.right > c.left);
