@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import av
     from av.container import InputContainer
 
+    from merfast.types import ByteArray
+
 MB = 1_000_000
 LONGEST = 1280  # pixels of the longer side, where a video is transcoded
 TICKS = 90_000  # a second, of a transcoded video's timestamps
@@ -199,7 +201,8 @@ def _transcoded(path: Path, kind: str) -> bytes:
         with av.open(str(path)) as source, av.open(out, "w", format="mp4") as target:
             video, sound = _chosen(source)
             start = (source.start_time or 0) / av.time_base
-            pictures = None if video is None else _Pictures(target, video, start)
+            first = None if video is None else _first_picture(path)
+            pictures = None if first is None else _Pictures(target, video, start, first)
             voice = None if sound is None or sound.codec_context is None else _Sound(target, start)
             for packet in source.demux([s for s in (video, sound) if s is not None]):
                 try:
@@ -222,7 +225,7 @@ def _transcoded(path: Path, kind: str) -> bytes:
 class _Pictures:
     """The video track of a transcoded file: upright, with square pixels and the source's timestamps."""
 
-    def __init__(self, target: Any, source: Any, start: float) -> None:
+    def __init__(self, target: Any, source: Any, start: float, first: av.VideoFrame) -> None:
         from merfast.media.frames import new_scalers
 
         self._target, self._start, self._scalers = target, start, new_scalers()
@@ -230,22 +233,26 @@ class _Pictures:
         self._out = target.add_stream("libx264", rate=30, options={"crf": "25", "preset": "veryfast"})
         self._out.pix_fmt = "yuv420p"
         self._out.codec_context.time_base = Fraction(1, TICKS)
+        image = self._upright(first)
+        self._out.height, self._out.width = image.shape[:2]
         self._last = -1
+
+    def _upright(self, frame: av.VideoFrame) -> ByteArray:
+        """Of an even size, as 4:2:0 needs it."""
+        from merfast.media.frames import PyAVFrame
+
+        image = PyAVFrame(frame, 0.0, self._aspect, self._scalers).small(LONGEST)
+        height, width = (n - n % 2 for n in image.shape[:2])
+        return image[:height, :width].copy()
 
     def add(self, frame: av.VideoFrame) -> None:
         import av
 
-        from merfast.media.frames import PyAVFrame
-
         stamp = self._last + TICKS // 25 if frame.time is None else round((frame.time - self._start) * TICKS)
         if stamp <= self._last:
             return
-        image = PyAVFrame(frame, 0.0, self._aspect, self._scalers).small(LONGEST)
-        height, width = (n - n % 2 for n in image.shape[:2])
-        if self._last < 0:
-            self._out.width, self._out.height = width, height
-        made = av.VideoFrame.from_ndarray(image[:height, :width].copy(), format="rgb24")
-        if (width, height) != (self._out.width, self._out.height):  # the source changes its size on the way
+        made = av.VideoFrame.from_ndarray(self._upright(frame), format="rgb24")
+        if (made.width, made.height) != (self._out.width, self._out.height):  # the source changes its size on the way
             made = made.reformat(width=self._out.width, height=self._out.height)
         made.pts, made.time_base, self._last = stamp, Fraction(1, TICKS), stamp
         self._target.mux(self._out.encode(made))
@@ -314,6 +321,14 @@ def pictures_at(path: Path, times: Sequence[float], longest: int = 320) -> list[
     except (av.FFmpegError, OSError):
         pass
     return out + [None] * (len(times) - len(out))
+
+
+def _first_picture(path: Path) -> av.VideoFrame | None:
+    import av
+
+    with av.open(str(path)) as source:
+        video, _ = _chosen(source)
+        return None if video.codec_context is None else _frame_at(source, video, 0.0)
 
 
 def _frame_at(source: InputContainer, video: Any, time: float) -> av.VideoFrame | None:
