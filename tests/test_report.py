@@ -204,7 +204,7 @@ def test_names_and_reasons_cannot_break_out(tmp_path: Path) -> None:
     assert [tag for tag, _ in page.tags].count("script") == 2  # the data and the page's own
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
     assert evil in "".join(page.texts["li"])
-    assert page.texts["bdi"][0].startswith("<img src=x onerror=alert(1)>\"'\N{REPLACEMENT CHARACTER}.mp4"[:5])
+    assert page.texts["bdi"] == ["<img src=x onerror=alert(1)>\"'\N{REPLACEMENT CHARACTER}.mp4"]
     assert page.data["series"][0]["reasons"] == [f"no voice: {evil}"]
 
 
