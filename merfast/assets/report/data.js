@@ -1,6 +1,7 @@
 // What the page shows: typed arrays over windows, and questions to them.
 
 function bytes(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text); // browsers from 2025 on
   const raw = atob(text);
   const out = new Uint8Array(raw.length);
   for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
