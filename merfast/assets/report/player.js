@@ -3,14 +3,16 @@
 const media = document.getElementById("media");
 let own = BEGIN; // seconds, where no media are, or not yet
 let playable = false;
+let next = null; // where to seek once the present seek is done: Chromium may stall where seeks overtake each other
 
 function now() {
-  return playable ? media.currentTime : own;
+  return playable ? (next ?? media.currentTime) : own;
 }
 
 function seek(time) {
   own = Math.max(BEGIN, Math.min(time, END - 1e-3));
-  if (playable) media.currentTime = own;
+  if (playable && media.seeking) next = own;
+  else if (playable) media.currentTime = own;
   follow(own);
   update();
   announce();
@@ -18,7 +20,7 @@ function seek(time) {
 
 function toggle() {
   if (!playable) return;
-  if (media.paused) media.play().catch(trouble);
+  if (media.paused) media.play().catch((error) => error.name === "NotSupportedError" && trouble());
   else media.pause();
 }
 
@@ -39,6 +41,10 @@ async function loadMedia() {
     update();
   });
   media.addEventListener("error", trouble);
+  media.addEventListener("seeked", () => {
+    if (next !== null) media.currentTime = next;
+    next = null;
+  });
   for (const name of ["seeked", "pause", "timeupdate", "ended"]) media.addEventListener(name, update);
   media.addEventListener("seeking", () => follow(now()));
   media.addEventListener("play", () => requestAnimationFrame(tick));
