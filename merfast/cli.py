@@ -23,6 +23,7 @@ from merfast.cli_live import add_live
 from merfast.cli_output import EXPLAIN, TABLES, JsonWriter, OutputFile, add_output, check_outputs, output_of
 from merfast.cli_plot import add_plot
 from merfast.cli_profile import add_profile
+from merfast.cli_report import add_report
 from merfast.cli_timeline import add_timeline, until_failure
 from merfast.errors import ConfigError, MediaError, MerfastError, UntrainedWarning
 from merfast.tables import CsvWriter
@@ -135,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add_live(commands, engine, _engine)
     add_plot(commands, engine, _engine)
     add_annotate(commands, engine, _engine)
+    add_report(commands, engine, _engine)
     add_bench(commands, engine, _engine)
 
     plan = commands.add_parser("plan", parents=[engine], help="show which implementation runs each step, and why")
