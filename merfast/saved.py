@@ -42,15 +42,16 @@ def read_results(path: str | Path) -> list[Prediction | Failure]:
         try:
             out.append(result_from_dict(value))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{file}: {where}: expected a result as `to_dict` gives it ({error!r})") from error
+            got = f"missing {error}" if isinstance(error, KeyError) else error
+            raise ConfigError(f"{file}: {where}: {got}, expected a result as `to_dict` gives it") from error
     return out
 
 
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{where}: expected JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not valid JSON ({error})") from error
 
 
 def result_from_dict(data: Mapping[str, Any]) -> Prediction | Failure:
@@ -59,6 +60,8 @@ def result_from_dict(data: Mapping[str, Any]) -> Prediction | Failure:
     Raises:
         KeyError, TypeError, ValueError: an entry is missing or not what it must be.
     """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"got {type(data).__name__}")
     if "error" in data:
         span = [None if data.get(name) is None else _finite(data[name], name) for name in ("start", "end")]
         return Failure(str(data["source"]), MerfastError(str(data["error"])), *span)
@@ -69,7 +72,7 @@ def result_from_dict(data: Mapping[str, Any]) -> Prediction | Failure:
         raise ValueError(f"got emotion {emotion!r} with {probabilities.tolist()}")
     start, end = _finite(data["start"], "start"), _finite(data["end"], "end")
     if end < start:
-        raise ValueError(f"got end {end} before start {start}")
+        raise ValueError(f"got a start of {start} and an end of {end}")
     attention = data.get("attention")
     return Prediction(
         source=str(data["source"]),

@@ -19,7 +19,7 @@ from merfast.attention import Attention, StreamAttention
 from merfast.courses import Course
 from merfast.errors import ConfigError, OverloadedError
 from merfast.palette import EMOTION_COLOURS, MODALITY_COLOURS, rgb
-from merfast.saved import read_results, result_of
+from merfast.saved import read_results, result_from_dict
 from merfast.types import EMOTIONS, Failure, Prediction
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib: pip install 'merfast[plots]'")
@@ -253,13 +253,13 @@ def test_results_come_back_from_json(tmp_path: Path) -> None:
     full = replace(p, warnings=("odd",), missing={"video": "no face found"})
     late = Failure("a.mp4", OverloadedError("too much"), 1.0, 2.0)
     for one in (full, window(0.0, None), late):
-        again = result_of(json.loads(json.dumps(one.to_dict())))
+        again = result_from_dict(json.loads(json.dumps(one.to_dict())))
         assert again.to_dict() | {"kind": None} == one.to_dict() | {"kind": None}
     (lines := tmp_path / "a.jsonl").write_text("".join(json.dumps(w.to_dict()) + "\n\n" for w in (full, late)))
     assert [r.ok for r in read_results(lines)] == [True, False]
     for text, why in (
         ("{", "not valid JSON"),
-        ("[1]", "result 0: got int"),
+        ("[1]", "entry 0: got int"),
         ('[{"source": "a"}]', "missing 'start'"),
         (json.dumps(full.to_dict() | {"emotion": "glee"}), "'glee'"),
         (json.dumps(full.to_dict() | {"start": 9.0, "end": 1.0}), "start of 9.0"),
