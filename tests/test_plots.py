@@ -19,7 +19,6 @@ from merfast.attention import Attention, StreamAttention
 from merfast.courses import Course
 from merfast.errors import ConfigError, OverloadedError
 from merfast.palette import EMOTION_COLOURS, MODALITY_COLOURS, rgb
-from merfast.saved import read_results, result_from_dict
 from merfast.types import EMOTIONS, Failure, Prediction
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib: pip install 'merfast[plots]'")
@@ -246,29 +245,6 @@ def test_places_are_spread() -> None:
 
 def test_clock() -> None:
     assert [clock(t, e) for t, e in ((7, 20), (67, 90), (7267, 8000))] == ["7 s", "1:07", "2:01:07"]
-
-
-def test_results_come_back_from_json(tmp_path: Path) -> None:
-    p = window(0.0, others=(window(0.0, "sad", track=3),), windows=(window(0.0, attention=attention(0.0, 0.5)),))
-    full = replace(p, warnings=("odd",), missing={"video": "no face found"})
-    late = Failure("a.mp4", OverloadedError("too much"), 1.0, 2.0)
-    for one in (full, window(0.0, None), late):
-        again = result_from_dict(json.loads(json.dumps(one.to_dict())))
-        assert again.to_dict() | {"kind": None} == one.to_dict() | {"kind": None}
-    (lines := tmp_path / "a.jsonl").write_text("".join(json.dumps(w.to_dict()) + "\n\n" for w in (full, late)))
-    assert [r.ok for r in read_results(lines)] == [True, False]
-    for text, why in (
-        ("{", "not valid JSON"),
-        ("[1]", "entry 0: got int"),
-        ('[{"source": "a"}]', "missing 'start'"),
-        (json.dumps(full.to_dict() | {"emotion": "glee"}), "'glee'"),
-        (json.dumps(full.to_dict() | {"start": 9.0, "end": 1.0}), "start of 9.0"),
-    ):
-        (bad := tmp_path / "bad.json").write_text(text)
-        with pytest.raises(ConfigError, match=why):
-            read_results(bad)
-    with pytest.raises(ConfigError, match=r"none\.json: cannot be read"):
-        read_results(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])

@@ -240,11 +240,11 @@ def test_results_come_back_from_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "line 1: expected JSON"),
-        ('{"source": "a"}', "line 1: expected a result"),
-        ("[1]", "entry 0: expected a result"),
+        ("{", "line 1: not valid JSON"),
+        ('{"source": "a"}', "line 1: missing 'probabilities', expected a result"),
+        ("[1]", "entry 0: got int, expected a result"),
         (json.dumps(window(0).to_dict() | {"emotion": "bored"}), "got emotion 'bored'"),
-        (json.dumps(window(3).to_dict() | {"end": 1}), "got end 1.0 before start 3.0"),
+        (json.dumps(window(3).to_dict() | {"end": 1}), "got a start of 3.0 and an end of 1.0"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
