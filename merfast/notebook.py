@@ -76,22 +76,19 @@ def _dot(emotion: str) -> str:
 
 
 def _bars(p: Prediction) -> str:
-    rows = []
-    cell = "padding:.1em .6em .1em 0;border:0;background:transparent;color:currentColor;text-align:left"
-    for emotion, share in zip(EMOTIONS, p.probabilities.tolist(), strict=True):
-        weight = ";font-weight:bold" if emotion == p.emotion else ""
-        bar = (
-            f'<div style="background:{_FAINT};border-radius:.2em;width:100%">'
-            f'<div style="background:{EMOTION_COLOURS[emotion]};border-radius:.2em;height:.7em;'
-            f'width:{100 * share:.1f}%"></div></div>'
-        )
-        rows.append(
-            f'<tr style="background:transparent"><td style="{cell};width:5em{weight}">{emotion}</td>'
-            f'<td style="{cell};width:3em;text-align:right{weight}">{share:.0%}</td>'
-            f'<td style="{cell};padding-right:0">{bar}</td></tr>'
-        )
-    table = "width:100%;border-collapse:collapse;border:0;margin:.3em 0;font-size:inherit"
-    return f'<table style="{table}">{"".join(rows)}</table>'
+    return "".join(map(_bar, EMOTIONS, p.probabilities.tolist(), (e == p.emotion for e in EMOTIONS)))
+
+
+def _bar(emotion: str, share: float, chosen: bool) -> str:
+    # Not a table: notebooks and sites have styles of their own for those.
+    weight = ";font-weight:bold" if chosen else ""
+    return (
+        f'<div style="display:flex;align-items:center;gap:.6em{weight}"><span style="width:4.8em">{emotion}</span>'
+        f'<span style="width:2.6em;text-align:right">{share:.0%}</span>'
+        f'<div style="flex:1;background:{_FAINT};border-radius:.2em;height:.7em">'
+        f'<div style="background:{EMOTION_COLOURS[emotion]};border-radius:.2em;height:.7em;'
+        f'width:{100 * share:.1f}%"></div></div></div>'
+    )
 
 
 def _gauge(valence: float) -> str:
