@@ -110,7 +110,7 @@ def test_windows_are_a_strip_with_as_many_parts_as_the_emotion_changes() -> None
         "16.0-18.0 s: happy, valence +1.25",
     ]
     assert page.titles == expected
-    flex = [float(m[1]) for s in page.styles if (m := re.match(r"flex:([\d.]+);", s))]
+    flex = [float(m[1]) for s in page.styles if (m := re.match(r"flex:(\d+\.\d+);", s))]
     assert flex == [12.0, 4.0, 2.0]
 
 
