@@ -8,7 +8,7 @@ DATA ?= $(MERFAST_DATA)
 # `make gpu` sets nothing up: a machine with a GPU may have no network, and a torch of its own outside of any $(VENV).
 GPU_PYTHON = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 
-.PHONY: demo test lint format bench gpu sanitize clean
+.PHONY: demo test lint format docs bench gpu sanitize clean
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h
+
+docs: $(READY)  ## the documentation's site, in build/site; `python -m http.server -d build/site` shows it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(READY)  ## speed, as ratios within one run; MERFAST_DATA=folder adds real clips, OUT=folder writes JSON there
 	$(if $(OUT),mkdir -p "$(OUT)")

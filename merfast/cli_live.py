@@ -1,4 +1,4 @@
-"""The command `merfast live`: windows of a camera, stream or file as they come, one line each."""
+"""The command `merfast live`: windows of a camera, stream or file as they come, in a terminal view or one line each."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import TYPE_CHECKING, cast
 
 from merfast.types import EMOTIONS, Prediction
@@ -47,9 +48,10 @@ def add_live(
         "live",
         parents=[engine],
         help="watch a camera, stream or file",
-        description="Predict windows of a camera, a live stream or a file as they come: a line for each, with the end "
-        "of the window, its emotion, its valence and a sparkline of the valence so far, a bar for each probability, "
-        "and what was used. Ctrl-C ends it, with exit status 130.",
+        description="Predict windows of a camera, a live stream or a file as they come. A terminal shows the present "
+        "emotion, a bar for each probability, valence, the last minute, and a line of summary at the end. Elsewhere, "
+        "and with --lines, there is a line for each window: its end, emotion, valence and a sparkline of the valence "
+        "so far, a bar for each probability, and what was used. Ctrl-C ends it, with exit status 130.",
     )
     parser.add_argument(
         "source",
@@ -62,7 +64,9 @@ def add_live(
     text = "time constant of an exponential average over the windows so far (none)"
     parser.add_argument("--smoothing", type=float, metavar="SECONDS", help=text)
     parser.add_argument("--fast", action="store_true", help="read a file as fast as it goes, not as it would play")
-    parser.add_argument("--json", action="store_true", help="write a line of JSON for each window")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="write a line of JSON for each window")
+    form.add_argument("--lines", action="store_true", help="write a line for each window in a terminal, too")
     parser.set_defaults(run=_live, make_engine=make_engine)
 
 
@@ -78,8 +82,7 @@ def _live(options: argparse.Namespace) -> int:
     chosen = {"window": options.window, "hop": options.hop, "smoothing": options.smoothing}
     # A generator, so that closing it ends the reading.
     windows = cast("Generator[Prediction]", engine.timeline(options.source, **chosen))
-    show = _json_line if options.json else _lines(options.source)
-    with engine, closing(windows):
+    with engine, closing(windows), _shown(options) as show:
         for prediction in windows if options.fast else _paced(windows, options.source):
             show(prediction)
     return 0
@@ -98,6 +101,20 @@ def _paced(windows: Iterator[Prediction], source: str) -> Iterator[Prediction]:
 
 def _json_line(prediction: Prediction) -> None:
     print(json.dumps(prediction.to_dict(), allow_nan=False), flush=True)
+
+
+def _shown(options: argparse.Namespace) -> AbstractContextManager[Callable[[Prediction], None]]:
+    """What windows are handed to, while it is entered."""
+    if options.json:
+        return nullcontext(_json_line)
+    if options.lines or not sys.stdout.isatty():
+        return nullcontext(_lines(options.source))
+    from merfast.cli_screen import LiveScreen, Pace, can_show
+
+    if not can_show():
+        return nullcontext(_lines(options.source))
+    pace: Pace = "fast" if options.fast else "file" if os.path.isfile(options.source) else "live"
+    return LiveScreen(options.source, pace)
 
 
 def _lines(source: str) -> Callable[[Prediction], None]:
@@ -130,14 +147,14 @@ class LiveLines:
         """Print one window, and its other faces."""
         from rich.text import Text
 
-        from merfast.cli_table import printable
+        from merfast.cli_table import clock_text, printable
 
         if not self._printed:
             self._console.print(Text(printable(self._source), "bold"))
         if self._printed % HEADER_EVERY == 0:
             self._console.print(self._header())
         self._recent.append(p.valence)
-        self._console.print(self._line(_time(p.end), p, self._spark()))
+        self._console.print(self._line(clock_text(p.end), p, self._spark()))
         for other in p.others:
             self._console.print(self._line(f"face {other.track}", other, ""))
         for warning in p.warnings:
@@ -203,11 +220,3 @@ class LiveLines:
 def _level(valence: float, count: int) -> int:
     part = (valence + PLEASANT) / (2 * PLEASANT)
     return min(count - 1, max(0, int(part * count)))
-
-
-def _time(seconds: float) -> str:
-    """`M:SS.s`, or `H:MM:SS` from an hour on."""
-    tenths = round(10 * seconds)
-    if tenths >= 36_000:
-        return f"{tenths // 36_000}:{tenths // 600 % 60:02}:{tenths // 10 % 60:02}"
-    return f"{tenths // 600}:{tenths // 10 % 60:02}.{tenths % 10}"

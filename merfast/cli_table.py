@@ -134,7 +134,7 @@ class PredictionTable:
 
     def _row(self, name: str, span: str, p: Prediction) -> None:
         at = self._layout
-        cells = [Text(_shortened(name, at.source, self._unicode))] if at.source else []
+        cells = [Text(shortened(name, at.source, self._unicode))] if at.source else []
         cells.append(Text(f"{span:<{at.span}}"))
         cells.append(Text(f"{p.emotion or _NOTHING:<{_EMOTION}}", f"bold {COLOURS[p.emotion]}" if p.emotion else "dim"))
         cells.append(Text(" ").join(self._cells(p)))
@@ -183,7 +183,7 @@ class PredictionTable:
                 self._print(Text(name, "red"))
             self._wrapped(message, "red", _INDENT)
             return
-        self._wrapped(message, "red", " " * (width + 2), first=_shortened(name, width, self._unicode) + "  ")
+        self._wrapped(message, "red", " " * (width + 2), first=shortened(name, width, self._unicode) + "  ")
 
     def _wrapped(self, text: str, style: str, indent: str, first: str | None = None) -> None:
         width = max(self._console.width, len(indent) + 20)
@@ -249,7 +249,7 @@ def lying_bar(part: float, width: int) -> str:
     return (LYING[8] * full + (LYING[rest] if rest else "")).ljust(width)
 
 
-def _shortened(name: str, width: int, ellipsis_fits: bool) -> str:
+def shortened(name: str, width: int, ellipsis_fits: bool) -> str:
     """Exactly `width` cells: padded, or with its beginning left out, as the end of a path says more."""
     mark = "…" if ellipsis_fits else "~"
     if cell_len(name) > width:
@@ -262,3 +262,11 @@ def _shortened(name: str, width: int, ellipsis_fits: bool) -> str:
 def writes_blocks(console: Console) -> bool:
     """Whether the output can hold block characters."""
     return console.encoding.lower().replace("-", "").startswith("utf")
+
+
+def clock_text(seconds: float) -> str:
+    """`M:SS.s`, or `H:MM:SS` from an hour on."""
+    tenths = round(10 * seconds)
+    if tenths >= 36_000:
+        return f"{tenths // 36_000}:{tenths // 600 % 60:02}:{tenths // 10 % 60:02}"
+    return f"{tenths // 600}:{tenths // 10 % 60:02}.{tenths % 10}"

@@ -351,6 +351,11 @@ class Prediction:
         span = f"{self.start:.2f}-{self.end:.2f} s"
         return f"Prediction({self.source!r}, {span}: {what}; {used}, face {self.face_coverage:.0%}{parts}{others})"
 
+    def _repr_html_(self) -> str:
+        from merfast.notebook import prediction_html
+
+        return prediction_html(self)
+
 
 def _number(value: float) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
@@ -378,6 +383,11 @@ class Failure:
         if self.start is not None and self.end is not None:
             out |= {"start": round(self.start, 6), "end": round(self.end, 6)}
         return out
+
+    def _repr_html_(self) -> str:
+        from merfast.notebook import failure_html
+
+        return failure_html(self)
 
 
 def combine(parts: Sequence[Prediction], **changes: Any) -> Prediction:

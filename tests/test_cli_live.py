@@ -21,7 +21,7 @@ from live_servers import serving, transport_stream
 from rich.console import Console
 
 import merfast
-from merfast import cli, cli_live
+from merfast import cli, cli_live, cli_table
 from merfast.types import EMOTIONS, Prediction
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
@@ -118,7 +118,7 @@ def test_levels_of_the_sparkline(valence: float, level: int) -> None:
     [(4, "0:04.0"), (59.96, "1:00.0"), (3599.9, "59:59.9"), (3600, "1:00:00"), (36_061, "10:01:01")],
 )
 def test_times(seconds: float, text: str) -> None:
-    assert cli_live._time(seconds) == text
+    assert cli_table.clock_text(seconds) == text
 
 
 # The command itself.
@@ -239,10 +239,12 @@ def test_a_reader_that_goes_away_ends_it(talk: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
-def test_a_terminal_gets_colours_and_a_dumb_one_none(term: str, face_clip: Path) -> None:
+def test_lines_have_colours_in_a_terminal_and_none_in_a_dumb_one(term: str, face_clip: Path) -> None:
     master, slave = pty.openpty()
     environment = {**ENVIRONMENT, "TERM": term, "COLUMNS": "80"}
-    with merfast_live(str(face_clip), "--window", "1", "--fast", stdout=slave, stdin=slave, env=environment) as process:
+    lines = ["--lines"] if term != "dumb" else []  # which shows lines unasked
+    arguments = [str(face_clip), "--window", "1", "--fast", *lines]
+    with merfast_live(*arguments, stdout=slave, stdin=slave, env=environment) as process:
         os.close(slave)
         seen = b""
         while True:
