@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from merfast.clip import Clip
 from merfast.errors import (
     BundleError,
     ConfigError,
@@ -22,7 +23,7 @@ from merfast.errors import (
 )
 from merfast.plan import Plan
 from merfast.tables import to_frame
-from merfast.types import EMOTIONS, Clip, Failure, Prediction
+from merfast.types import EMOTIONS, Failure, Prediction
 
 if TYPE_CHECKING:
     from merfast.engine import Engine

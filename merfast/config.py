@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from merfast.clip import is_number
 from merfast.errors import BundleError, ConfigError
-from merfast.types import EMOTIONS, MODALITIES, SAMPLE_RATE, Modality, is_number
+from merfast.types import EMOTIONS, MODALITIES, SAMPLE_RATE, Modality
 
 FORMAT_VERSION = 1
 STRUCTURES = ("flat", "hierarchical", "guided")

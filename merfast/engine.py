@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +17,7 @@ from typing import Literal, NoReturn, overload
 
 from merfast import bundle as bundles
 from merfast.arguments import check_explain, check_process, check_session, checked, joined
+from merfast.clip import is_number
 from merfast.config import EngineConfig
 from merfast.errors import ConfigError, MerfastError, UntrainedWarning
 from merfast.media.source import Source, source_name
@@ -26,9 +27,9 @@ from merfast.parallel import Crew
 from merfast.plan import Plan, make_plan
 from merfast.scheduler import Scheduler
 from merfast.session import Session
-from merfast.smoothing import Smoother
+from merfast.smoothing import Smoother, smoothed
 from merfast.submitted import Request
-from merfast.types import Failure, Prediction, is_number
+from merfast.types import Failure, Prediction
 from merfast.worker import Worker
 
 
@@ -395,7 +396,7 @@ class Engine:
         else:
             (worker,) = self._workers
             predictions = worker.timeline(*worker.readers([item], spec, every_face=every, watch=watch))
-        return predictions if smoother is None else _smoothed(predictions, smoother)
+        return predictions if smoother is None else smoothed(predictions, smoother)
 
     def _spec(self, window: float, hop: float, explain: bool) -> WindowSpec:
         longest = self.bundle.config.preprocessing.max_window
@@ -410,15 +411,6 @@ class Engine:
 
     def _every_face(self, faces: str | None) -> bool:
         return (self.config if faces is None else replace(self.config, faces=faces)).faces == "all"
-
-
-def _smoothed(predictions: Iterator[Prediction], smoother: Smoother) -> Iterator[Prediction]:
-    try:
-        for prediction in predictions:
-            yield smoother.apply(prediction)
-    finally:
-        if isinstance(predictions, Generator):
-            predictions.close()
 
 
 def _close(schedulers: Sequence[Scheduler]) -> None:

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from merfast.clip import Clip
 from merfast.config import BundleConfig
 from merfast.errors import MediaError, MerfastError
 from merfast.media import nvdec
@@ -28,7 +29,7 @@ from merfast.ops.crop_norm import Crop, CropSpec
 from merfast.plan import Plan
 from merfast.runtime.streams import on_own_stream
 from merfast.trace import span, spanned
-from merfast.types import Clip, Window
+from merfast.types import Window
 
 T = TypeVar("T")
 S = TypeVar("S")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,3 +95,13 @@ def _with(prediction: Prediction, state: _State, others: tuple[Prediction, ...])
         valence=float(state.values[-1]),
         others=others,
     )
+
+
+def smoothed(predictions: Iterator[Prediction], smoother: Smoother) -> Iterator[Prediction]:
+    """Predictions as they come, smoothed; closing it closes them."""
+    try:
+        for prediction in predictions:
+            yield smoother.apply(prediction)
+    finally:
+        if isinstance(predictions, Generator):
+            predictions.close()

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from media_files import set_rotation, truncate, write_video, write_wav
 
+from merfast.clip import Clip
 from merfast.errors import MediaError, UnavailableError
 from merfast.media import decode_torchcodec
 from merfast.media.decode import AudioChunk, Frame, MediaInfo, open_media
 from merfast.media.source import Source, source_name
-from merfast.types import SAMPLE_RATE, ByteArray, Clip, FloatArray
+from merfast.types import SAMPLE_RATE, ByteArray, FloatArray
 
 DECORD = sys.platform == "linux" and platform.machine() == "x86_64"
 

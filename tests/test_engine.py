@@ -16,11 +16,12 @@ import pytest
 from media_files import truncate, write_video, write_wav
 
 import merfast
+from merfast.clip import Clip
 from merfast.demo import babble
 from merfast.media.decode import open_media
 from merfast.ops import afg as afg_reference
 from merfast.ops import decode as decode_reference
-from merfast.types import EMOTIONS, SAMPLE_RATE, Clip, Failure, Prediction
+from merfast.types import EMOTIONS, SAMPLE_RATE, Failure, Prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore::merfast.UntrainedWarning")
 

@@ -20,13 +20,14 @@ import merfast
 from merfast import cli
 from merfast.attention import Attention
 from merfast.bundle import read_config
+from merfast.clip import Clip
 from merfast.errors import ConfigError
 from merfast.explain import attention_of
 from merfast.inference import Inference
 from merfast.media.windows import Windower, WindowSpec
 from merfast.models import FusedModel
 from merfast.ops import afg_cpu
-from merfast.types import SAMPLE_RATE, Clip, Known, Prediction, Window
+from merfast.types import SAMPLE_RATE, Known, Prediction, Window
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,13 @@ import torch
 
 import merfast
 from merfast import bundle as bundles
+from merfast.clip import Clip
 from merfast.config import EngineConfig
 from merfast.inference import Inference, Pending
 from merfast.models import inputs_of
 from merfast.plan import make_plan
 from merfast.runtime.streams import WorkStream
-from merfast.types import SAMPLE_RATE, Batch, Clip, Failure, Prediction, Window
+from merfast.types import SAMPLE_RATE, Batch, Failure, Prediction, Window
 
 ROOT = bundles.directory(None)
 

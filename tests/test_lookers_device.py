@@ -16,6 +16,7 @@ from test_tracks import Marked
 from test_tracks import picture as squares
 
 import merfast
+from merfast.clip import Clip
 from merfast.media.decode import Frame, open_media
 from merfast.media.decode_arrays import ArrayFrame
 from merfast.media.decode_pyav import PyAVMedia
@@ -30,7 +31,7 @@ from merfast.ops import crop_norm, crop_norm_cpu
 from merfast.ops.crop_norm import CropSpec, Planes
 from merfast.pipeline import ItemReader, warm_up
 from merfast.plan import Step
-from merfast.types import ByteArray, Clip, Prediction, Window
+from merfast.types import ByteArray, Prediction, Window
 
 SIZE = 48
 CPU = torch.device("cpu")

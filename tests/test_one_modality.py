@@ -10,9 +10,10 @@ import torch
 
 import merfast
 from merfast import bundle, pipeline
+from merfast.clip import Clip
 from merfast.config import BundleConfig, FusionConfig, Preprocessing, StreamConfig
 from merfast.models import FusedModel
-from merfast.types import SAMPLE_RATE, Clip, Failure, Prediction
+from merfast.types import SAMPLE_RATE, Failure, Prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore::merfast.UntrainedWarning")
 

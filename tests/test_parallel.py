@@ -21,12 +21,13 @@ from media_files import write_wav
 
 import merfast
 from merfast import bundle, cli
+from merfast.clip import Clip
 from merfast.demo import babble
 from merfast.media.windows import WindowSpec
 from merfast.parallel import Crew
 from merfast.pipeline import prefetch_each
 from merfast.trace import Tracer
-from merfast.types import Clip, Failure, Prediction
+from merfast.types import Failure, Prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore::merfast.UntrainedWarning")
 

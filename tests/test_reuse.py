@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import merfast
+from merfast.clip import Clip
 from merfast.media.windows import WindowSpec
 from merfast.models.facecnn import FaceCNN
-from merfast.types import Clip, Known, Window
+from merfast.types import Known, Window
 
 SIZE = 48
 

@@ -13,11 +13,12 @@ import pytest
 from media_files import write_video, write_wav
 
 import merfast
+from merfast.clip import Clip
 from merfast.media import windows
 from merfast.media.decode import AudioChunk, Event, open_media
 from merfast.media.source import check_source, source_name
 from merfast.media.timestamps import Continuity
-from merfast.types import SAMPLE_RATE, Clip, Failure, Prediction
+from merfast.types import SAMPLE_RATE, Failure, Prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore::merfast.UntrainedWarning")
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import merfast
+from merfast.clip import Clip
 from merfast.errors import ConfigError, DeadlineError, MediaError, OverloadedError
 from merfast.inference import Inference, Pending
-from merfast.types import Clip, Failure, Prediction, Window
+from merfast.types import Failure, Prediction, Window
 
 
 def clip(seconds: float = 1.0, seed: int = 0) -> Clip:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from merfast import bundle as bundles
+from merfast.clip import Clip
 from merfast.demo import babble
 from merfast.models.model import inputs_of
-from merfast.types import Batch, Clip, Window
+from merfast.types import Batch, Window
 from training import make_untrained
 from training.corrupt import Corruption, add_noise, corrupt
 from training.data import DataError, Sample

@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from merfast.types import EMOTIONS, SAMPLE_RATE, ByteArray, Clip, FloatArray
+from merfast.clip import Clip
+from merfast.types import EMOTIONS, SAMPLE_RATE, ByteArray, FloatArray
 from training.corpora import Faces, Utterance
 from training.data import DataError, Sample
 from training.media import file_hash, read_audio

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from merfast.clip import Clip
 from merfast.errors import MerfastError
-from merfast.types import EMOTIONS, Clip
+from merfast.types import EMOTIONS
 
 VALENCE_LIMIT = 5.0
 

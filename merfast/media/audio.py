@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from merfast.clip import check_samples
 from merfast.media.decode import AudioChunk
-from merfast.types import SAMPLE_RATE, FloatArray, check_samples
+from merfast.types import SAMPLE_RATE, FloatArray
 
 GAP = 0.1
 """Seconds that a timestamp may run ahead of the samples counted so far before it counts as a gap in the recording."""

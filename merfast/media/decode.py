@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from merfast.clip import Clip
 from merfast.media.faces import Box
 from merfast.media.source import Device, Source, check_source
 from merfast.trace import spanned
-from merfast.types import SAMPLE_RATE, ByteArray, Clip, FloatArray
+from merfast.types import SAMPLE_RATE, ByteArray, FloatArray
 
 if TYPE_CHECKING:
     import torch

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from merfast.clip import Clip
 from merfast.media.audio import AudioTrack
 from merfast.media.decode import AudioChunk, Event, Frame, FrameSampler, MediaInfo, interleave, scaled_size
 from merfast.media.faces import Box, crop_square
-from merfast.types import ByteArray, Clip
+from merfast.types import ByteArray
 
 if TYPE_CHECKING:
     from merfast.ops.crop_norm import Crop

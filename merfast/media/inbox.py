@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from merfast.clip import is_number
 from merfast.errors import MediaError
 from merfast.media.audio import AudioTrack
 from merfast.media.decode import AudioChunk, Frame
 from merfast.media.windows import WindowSpec
-from merfast.types import MODALITIES, SAMPLE_RATE, FloatArray, Modality, is_number
+from merfast.types import MODALITIES, SAMPLE_RATE, FloatArray, Modality
 
 HOLD = 0.5
 """Seconds of the stream that a window waits for the track that is behind."""

@@ -9,11 +9,12 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from merfast.clip import check_samples, is_number
 from merfast.errors import MediaError
 from merfast.media.decode import Frame
 from merfast.media.decode_arrays import ArrayFrame
 from merfast.media.frames import PyAVFrame, new_scalers
-from merfast.types import FloatArray, check_samples, is_number
+from merfast.types import FloatArray
 
 _FULL_SCALE = 32768.0  # of int16
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from merfast.clip import Clip
 from merfast.errors import MediaError
-from merfast.types import Clip
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Clip
 """What can be predicted: a path, a URL that FFmpeg opens, a file's content, an open binary file, or decoded arrays; for
