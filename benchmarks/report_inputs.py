@@ -1,4 +1,4 @@
-"""What `report_shots` and the report's tests look at: synthetic results of any length, and a browser."""
+"""What `shots` and the report's tests look at: synthetic results of any length, and a browser."""
 
 from __future__ import annotations
 

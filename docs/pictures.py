@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from mkdocs.structure.files import File, Files
 
 import merfast
 from merfast.annotate import annotate
-from merfast.cli_view import LiveView
+from merfast.cli_view import terminal_picture
 from merfast.demo import make_clip
 from merfast.plots import plot_timeline
 from merfast.report import write_report
@@ -57,21 +56,6 @@ def pictures() -> dict[str, bytes]:
     whole = combine(windows, windows=windows, source="talk.mp4")
     return out | {
         "plot.png": drawn.getvalue(),
-        "live.svg": live_picture(timeline).encode(),
+        "live.svg": terminal_picture(timeline, "talk.mp4", COLUMNS, ROWS).encode(),
         "notebook.html": whole._repr_html_().encode(),
     }
-
-
-def live_picture(timeline: list[merfast.Prediction]) -> str:
-    """What `merfast live` shows at the end of a timeline, as SVG."""
-    from rich.console import Console, Group
-
-    view = LiveView("talk.mp4")
-    for p in timeline:
-        view.add(p, 0.02, p.end)
-    nowhere = io.StringIO()
-    console = Console(record=True, width=COLUMNS, height=ROWS, color_system="truecolor", file=nowhere)
-    console.print(Group(*view.lines(COLUMNS, ROWS, timeline[-1].end + 5, "14:05:33")))
-    svg = console.export_svg(title="merfast live talk.mp4")
-    # rich's own font comes from elsewhere.
-    return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.S).replace("Fira Code", "monospace")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import statistics
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -338,3 +340,17 @@ def _level(part: float) -> str:
     if not math.isfinite(part):
         return " "
     return STANDING[min(8, max(1, math.ceil(8 * part - 0.5)))]
+
+
+def terminal_picture(timeline: Sequence[Prediction], source: str, columns: int, rows: int) -> str:
+    """What a terminal of this size shows at the end of a timeline, as SVG."""
+    from rich.console import Console, Group
+
+    view = LiveView(source)
+    for p in timeline:
+        view.add(p, 0.02, p.end)
+    console = Console(record=True, width=columns, height=rows, color_system="truecolor", file=io.StringIO())
+    console.print(Group(*view.lines(columns, rows, timeline[-1].end + 5, "14:05:33")))
+    svg: str = console.export_svg(title=f"merfast live {source}")
+    # rich's own font comes from elsewhere.
+    return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.S).replace("Fira Code", "monospace")

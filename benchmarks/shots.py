@@ -1,7 +1,8 @@
-"""Screenshots of reports, and how long the pages take: light, dark, several faces, an hour, print and a phone.
+"""Pictures of all that merfast shows: reports (light, dark, several faces, an hour, print, a phone), a plot, a frame of
+an annotated video, the terminal view; and how long the reports' pages take.
 
-    python -m benchmarks.report_shots --out folder
-    python -m benchmarks.report_shots --out folder --data data --detector-model yunet.onnx
+    python -m benchmarks.shots --out folder
+    python -m benchmarks.shots --out folder --data data --detector-model yunet.onnx
 
 Pages and pictures are written to the folder. The hour's results are synthetic (3600 windows, four faces, attention) and
 it has no video. For each page: size of the file, time until it is drawn, and the longest task of the main thread, while
@@ -19,8 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import av
+import cv2
+
 import merfast
 from benchmarks.report_inputs import DRAWN, WATCH, browser, clip_of, find_browser, synthetic
+from merfast.annotate import annotate
+from merfast.cli_view import terminal_picture
+from merfast.plots import plot_timeline
 from merfast.report import write_report
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ HOUR = 3600.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.report_shots", description=__doc__)
+    parser = argparse.ArgumentParser(prog="benchmarks.shots", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="real clips (default: MERFAST_DATA, or the demo's)")
     parser.add_argument("--detector-model", metavar="FILE", help="YuNet's ONNX file")
@@ -44,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pages = make_pages(options.out, data, options.detector_model)
     print(f"{'page':<10} {'MB':>6} {'drawn ms':>9} {'longest task, loading':>22} {'in use':>7}  requests  errors")
     with browser(executable) as running:
+        shoot_terminal(running, options.out)
         bad = [name for name, file in pages.items() if not measured(running, name, file)]
         for name, file, scheme in (
             ("light", pages["one"], "light"),
@@ -68,14 +76,33 @@ def make_pages(out: Path, data: Path | None, detector_model: str | None) -> dict
     one = clip_of(data, "long_20s.mp4", out / "one.mp4", 20)
     several = clip_of(data, "several_people.mp4", out / "several.mp4", 10)
     pages = {name: out / f"{name}.html" for name in ("one", "several", "hour")}
-    write_report(pages["one"], one, engine.timeline(one, window=2.0, hop=0.5), bundle=config)
-    results = engine.timeline(several, window=2.0, hop=0.5, faces="all")
+    timeline = list(engine.timeline(one, window=2.0, hop=0.5, explain=True))
+    write_report(pages["one"], one, timeline, bundle=config)
+    plot_timeline(timeline).savefig(out / "plot.png", dpi=100)
+    (out / "terminal.svg").write_text(terminal_picture(timeline, one.name, 100, 30), encoding="utf-8")
+    annotate(engine, several, out / "annotated.mp4", faces="all")
+    save_frame(out / "annotated.mp4", 2.0, out / "annotated.png")
+    results = engine.timeline(several, window=2.0, hop=0.5, faces="all", explain=True)
     write_report(pages["several"], several, results, bundle=config)
     hour = [replace(p, source="hour.mp4") for p in synthetic(HOUR + 3, faces=4, explain=True)]
     began = time.perf_counter()
     write_report(pages["hour"], "hour.mp4", hour, bundle=config, media="none")
     print(f"the hour's page was written in {time.perf_counter() - began:.1f} s")
     return pages
+
+
+def save_frame(video: Path, time: float, out: Path) -> None:
+    """The first picture from a time on, in seconds."""
+    with av.open(str(video)) as container:
+        frame = next(f for f in container.decode(video=0) if f.time >= time)
+        cv2.imwrite(str(out), frame.to_ndarray(format="bgr24"))
+
+
+def shoot_terminal(running: Browser, out: Path) -> None:
+    page = running.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    page.goto((out / "terminal.svg").resolve().as_uri())
+    page.screenshot(path=str(out / "terminal.png"))
+    page.close()
 
 
 def opened(running: Browser, file: Path, scheme: str, *, width: int = WIDTH, script: bool = True) -> Page:
