@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recordings import push, read
 from test_inference import clip, window
 from test_reuse import windows
-from test_session import push, read
 from test_windows import PRE, Recording, Scripted
 
 import merfast
