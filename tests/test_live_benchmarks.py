@@ -159,7 +159,8 @@ def test_a_session_keeps_its_account_whatever_is_pushed(engine: Engine, face_cli
     assert ledger.violations == []
     assert ledger.tally["predicted"] > 100
     assert ledger.tally["refused"] == ledger.tally["failed"] == 0
-    assert set(chaos.done) >= {"nan", "size", "backwards", "damage", "reset", "refused push"}
+    assert set(chaos.done) >= {"reset", "refused push"}  # which others come depends on chance and on time
+    assert len(set(chaos.done)) > 8
 
 
 class Sieve:

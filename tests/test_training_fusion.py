@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from merfast.config import FusionConfig, StreamConfig
+from merfast.models.fusion import explain
 from merfast.models.model import FusedModel
 from merfast.ops.ragged import Ragged, offsets_from, take
 from training.data import DataError, Sample
@@ -204,6 +205,10 @@ def test_mean_pooling_pools_by_mean(data: FeatureSet) -> None:
     torch.testing.assert_close(z[3], both.mean(0))
     empty = {n: without(x, torch.ones(8, dtype=torch.bool)) for n, x in data.streams.items()}
     torch.testing.assert_close(structure(empty)[0], structure.gather.absent)
+    ((_, shares),) = zip(*explain([structure], data.streams), strict=True)
+    counts = torch.stack([x.lengths for x in data.streams.values()]).sum(0)
+    first = torch.cat([x[: data.streams[name].lengths[0]] for name, x in shares.items()])
+    torch.testing.assert_close(first, torch.full_like(first, 1 / float(counts[0])))
 
 
 def test_windows_are_combined_by_duration() -> None:

@@ -146,8 +146,11 @@ class Mean(nn.Module):
         super().__init__()
         self.absent = absent
 
-    def forward(self, x: Ragged, guide: Tensor | None = None) -> Tensor:
+    def forward(self, x: Ragged, guide: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
         owner = set_index(x.offsets, len(x.values))  # what belongs to none is one more set, which is dropped
+        if attention is not None:
+            shares = functional.pad(1 / x.lengths.clamp(min=1), (0, 1))  # [B + 1]
+            attention.copy_(shares[owner][:, None].expand_as(attention))
         sums = x.values.new_zeros(len(x) + 1, x.values.shape[1]).index_add(0, owner, x.values)[:-1]
         mean = sums / x.lengths.clamp(min=1)[:, None]
         return torch.where((x.lengths > 0)[:, None], mean, self.absent)
